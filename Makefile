@@ -1,0 +1,74 @@
+# The commands a person types. `make` alone lists them.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+ARGS ?=
+CLIP := ../results/preprocessing_test/input_video.mp4
+
+.DEFAULT_GOAL := help
+.PHONY: help setup live preprocess predict train data scripts notebooks lab test lint bench clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/ready ## install everything into .venv (once; about 3 GB)
+
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	    { echo "error: $$($(PYTHON) --version) found; expected Python 3.11 to 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt
+	@$(PY) -c 'import cv2' || { echo "error: OpenCV misses a system library: apt install libgl1 libglib2.0-0" >&2; exit 1; }
+	@touch $@
+
+# YuNet is tried once here: without it OpenCV's Haar cascade finds the faces. `make data` tries again.
+data/models/tried: | .venv/ready
+	@mkdir -p $(@D)
+	@$(PY) scripts/get_data.py --only-detector || true
+	@touch $@
+
+live: setup data/models/tried ## an emotion every second, from the webcam or the bundled clip (ARGS="--show")
+	@$(PY) scripts/predict_live_stream.py $(ARGS)
+
+preprocess: setup data/models/tried ## 20 s of video become 20 or 21 faces in results/preprocessing_test
+	@$(PY) scripts/preprocess.py $(ARGS)
+
+data: setup ## download FER2013 and the YuNet face detector (ARGS="--archive some.zip")
+	@$(PY) scripts/get_data.py $(ARGS)
+
+predict: setup ## the accuracy on the test set (needs the data)
+	@$(PY) scripts/predict.py $(ARGS)
+
+train: setup ## train the CNN from scratch into results/model (needs the data; an hour or more on two cores)
+	@$(PY) scripts/train.py $(ARGS)
+
+lab: setup ## open the notebooks in JupyterLab (as root: ARGS="--allow-root")
+	$(PY) -m jupyterlab notebooks $(ARGS)
+
+scripts: setup ## export the notebooks to scripts/
+	@rm -rf runs/scripts
+	$(PY) -m nbconvert --config tools/nbconvert_config.py --output-dir runs/scripts
+	rm -f scripts/*.py && mv runs/scripts/*.py scripts/
+
+# The live stream gets the clip, since a webcam never ends; 05 reads what `make bench` has measured.
+notebooks: setup ## execute the notebooks with papermill into results/notebooks (needs the data; trains if runs/ is empty)
+	@mkdir -p runs/notebooks results/notebooks
+	@for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook); \
+	    case $$name in 05*) with="-p verbose True";; 07*) with="-p source $(CLIP)";; *) with="";; esac; \
+	    $(PY) -m papermill -k python3 --cwd notebooks $$with $$notebook runs/notebooks/$$name && \
+	    mv runs/notebooks/$$name results/notebooks/$$name || exit 1; done
+
+test: setup data/models/tried lint ## run all tests (under 12 minutes on two cores)
+	$(PY) -m pytest $(ARGS)
+
+lint: setup ## check the style of notebooks, scripts and tests
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check utils.py tests tools scripts
+	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb || \
+	    { echo "error: notebooks/ is kept without outputs: .venv/bin/nbstripout --keep-id notebooks/*.ipynb" >&2; exit 1; }
+
+bench: setup data/models/tried ## speed and memory of the live stream, on one core
+	@$(PY) tests/benchmark.py --output results/benchmark.json $(ARGS)
+
+clean: ## remove what `make setup` made
+	rm -rf .venv
