@@ -1,0 +1,121 @@
+"""What the tests share: the portraits, small stand-ins for FER2013 and for the model, and a way to run scripts."""
+
+import os
+import subprocess
+import sys
+
+import cv2
+import matplotlib.cbook
+import numpy as np
+import pytest
+import skimage.data
+
+import utils
+
+needs_yunet = pytest.mark.skipif(not utils.YUNET.is_file(), reason="YuNet is not there: `make data` downloads it")
+
+
+def needs_split(split):
+    """Return a mark that skips a test where no file with `split` of FER2013 is there."""
+    there = utils.find_fer2013(split, utils.DATA)
+    return pytest.mark.skipif(there is None, reason=f"FER2013's {split} set is not there: `make data` downloads it")
+
+
+needs_data, needs_test_set = needs_split("train"), needs_split("test")
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Run a script as a user would, from a folder of its own; return the finished process with its text."""
+
+    def run(name, *arguments, timeout=120, **environment):
+        return subprocess.run(
+            [sys.executable, utils.ROOT / "scripts" / name, *map(str, arguments)],
+            cwd=tmp_path,
+            env=os.environ | {"MPLBACKEND": "agg"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+        )
+
+    return run
+
+
+def assert_one_clear_line(process, *words):
+    """Assert that a process failed as a person would want it to: one line on stderr, with `words`, and no traceback."""
+    lines = process.stderr.strip().splitlines()
+    assert process.returncode == 1, process.stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), process.stderr
+    for word in words:
+        assert str(word) in lines[0]
+
+
+@pytest.fixture(scope="session")
+def astronaut():
+    """Eileen Collins, (512, 512, 3) uint8 BGR; her face is about 100 pixels high, at (225, 110)."""
+    return skimage.data.astronaut()[..., ::-1].copy()
+
+
+@pytest.fixture(scope="session")
+def hopper():
+    """Grace Hopper, (600, 512, 3) uint8 BGR; her face is about 200 pixels high, at (260, 170)."""
+    with matplotlib.cbook.get_sample_data("grace_hopper.jpg") as file:
+        return cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
+
+
+@pytest.fixture
+def write_video(tmp_path):
+    """Write frames to a video in a temporary folder and return its path."""
+
+    def write(frames, name="video.mp4", fps=10):
+        path = tmp_path / name
+        height, width = frames[0].shape[:2]
+        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
+        for frame in frames:
+            writer.write(frame)
+        writer.release()
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def small_fer2013(tmp_path_factory):
+    """A folder with a train.csv and an icml_face_data.csv of 210 and 70 noise images, as many of each emotion."""
+    folder = tmp_path_factory.mktemp("fer2013")
+    rng = np.random.default_rng(0)
+
+    def row(number):
+        emotion = number % 7
+        brightness = 30 * emotion + rng.integers(0, 40, utils.SIDE * utils.SIDE)  # something to learn
+        return emotion, " ".join(map(str, brightness))
+
+    train = [row(i) for i in range(210)]
+    test = [row(i) for i in range(70)]
+    with open(folder / "train.csv", "w") as file:
+        file.write("emotion,pixels\n" + "".join(f"{emotion},{pixels}\n" for emotion, pixels in train))
+    with open(folder / "icml_face_data.csv", "w") as file:
+        file.write("emotion, Usage, pixels\n")
+        file.writelines(f"{emotion},Training,{pixels}\n" for emotion, pixels in train)
+        for i, (emotion, pixels) in enumerate(test):
+            file.write(f"{emotion},{'PublicTest' if i < 35 else 'PrivateTest'},{pixels}\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def build_small_model():
+    """Build a small untrained model that keeps the project's contract, or breaks it in input or output."""
+
+    def build(side=48, emotions=7):
+        import keras
+        from keras import layers
+
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((side, side, 1))
+        x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+        x = layers.Conv2D(8, 5, strides=4, activation="relu")(x)
+        x = layers.GlobalAveragePooling2D()(x)
+        return keras.Model(inputs, layers.Dense(emotions, activation="softmax")(x))
+
+    return build
