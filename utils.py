@@ -1,0 +1,765 @@
+"""What the notebooks, the scripts and the tests share, in the order of the way from a frame to a word.
+
+Paths, errors, data, faces, tracks, video, models, plots. Importing it has no effects: no seed is set, no style is
+changed, and TensorFlow, pandas and matplotlib are imported only by the functions that need them, because the live
+stream must start at once.
+"""
+
+import csv
+import gzip
+import io
+import logging
+import os
+import pickle
+import re
+import struct
+import sys
+import tarfile
+import threading
+import time
+import zipfile
+import zlib
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+# --------------------------------------------------------------------------------------------------------- paths
+
+ROOT = Path(__file__).resolve().parent
+DATA = ROOT / "data"
+RUNS = ROOT / "runs"  # checkpoints and logs of trainings: large, temporary, not in git
+RESULTS = ROOT / "results"
+MODEL = RESULTS / "model" / "my_own_model.pkl"
+CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/06_preprocessing_test
+YUNET = DATA / "models" / "face_detection_yunet_2023mar.onnx"
+
+EMOTIONS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")  # FER2013's labels 0 to 6
+SIDE = 48  # pixels, both sides of a FER2013 face
+
+
+def show_path(path):
+    """Return a path or URL as text for people: relative to the project where it lies inside, and without passwords."""
+    if "://" in str(path):
+        return re.sub("//.*@", "//", str(path))
+    path = Path(path)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+
+
+# -------------------------------------------------------------------------------------------------------- errors
+
+
+class InputError(ValueError):
+    """Something that the user gave cannot be used; the message says what, what was expected, and what to do."""
+
+
+def run_script(main, parse_args):
+    """Run a script's `main` with the arguments of its command line, and exit.
+
+    Exit codes: 0; 1 after an error that the user can mend, told in one line on stderr; 130 after Ctrl-C.
+
+    Args:
+        main: takes the parsed arguments as keywords.
+        parse_args: returns an argparse.Namespace, or exits with 2 as argparse does.
+    """
+    arguments = vars(parse_args())
+    try:
+        main(**arguments)
+    except BrokenPipeError:  # whoever read the output has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+
+    Whoever reads `path` finds the old file or the whole new one, never a half. A block that writes nothing changes
+    nothing.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # two processes may write at once
+    try:
+        yield temporary
+        if temporary.exists():
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- data
+
+FER2013_CLASS_COUNTS = {  # by Usage, in the order of EMOTIONS; Goodfellow et al. 2013, arXiv:1307.0414
+    "Training": (3995, 436, 4097, 7215, 4830, 3171, 4965),
+    "PublicTest": (467, 56, 496, 895, 653, 415, 607),
+    "PrivateTest": (491, 55, 528, 879, 594, 416, 626),
+}
+# The files that can hold a split, best first. train.csv has no test rows, so training never has to open them.
+FER2013_SOURCES = {
+    "train": ("train.csv", "icml_face_data.csv", "fer2013.tar.gz"),
+    "test": ("icml_face_data.csv", "fer2013.tar.gz", "test_with_emotions.csv"),
+}
+
+
+def _parse_pixels(text, where):
+    """Return the (2304,) uint8 pixels of one row; `where` names file and row for the error."""
+    words = text.split()
+    try:
+        values = np.array(words, dtype=np.uint8)
+    except (ValueError, OverflowError):
+        bad = next(i for i, word in enumerate(words) if not (word.isdecimal() and int(word) < 256))
+        raise InputError(f"{where}: pixel {bad} is {words[bad]!r}; expected whole numbers from 0 to 255") from None
+    if len(values) != SIDE * SIDE:
+        raise InputError(f"{where}: {len(values)} pixels; expected {SIDE * SIDE}, a {SIDE}x{SIDE} image")
+    return values
+
+
+@contextmanager
+def _open_csv(path):
+    """Yield the open text of a CSV file, or of the only CSV inside a .tar.gz."""
+    try:
+        if path.name.endswith(".tar.gz"):
+            with tarfile.open(path) as archive:
+                members = [member for member in archive if member.name.endswith(".csv")]
+                while archive.fileobj.read(1 << 20):  # on to gzip's checksum, which stands behind the last member
+                    pass
+                if len(members) != 1:
+                    raise InputError(f"{path}: {len(members)} CSV files inside; expected one, fer2013.csv")
+                yield io.TextIOWrapper(archive.extractfile(members[0]), encoding="utf-8-sig")
+        else:
+            with open(path, newline="", encoding="utf-8-sig") as file:  # with or without a byte order mark
+                yield file
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is broken ({error}); download it again with `make data`") from None
+
+
+def read_fer2013_csv(path):
+    """Read one CSV file of FER2013, in any of the layouts in which it is handed round.
+
+    Args:
+        path: train.csv (emotion,pixels), test.csv (pixels), test_with_emotions.csv (the same with emotions, sometimes
+            with an index column), icml_face_data.csv (emotion, Usage, pixels) or fer2013.tar.gz with that inside.
+
+    Returns:
+        images (n, 48, 48) uint8, labels (n,) int64 or None, usage (n,) str or None.
+
+    Raises:
+        InputError: a row or the header is not as expected; the message names file, row and what was wrong.
+    """
+    path = Path(path)
+    images, labels, usages = [], [], []
+    with _open_csv(path) as file:
+        rows = csv.reader(file)
+        header = [name.strip().lower() for name in next(rows, [])]
+        if "pixels" not in header:
+            raise InputError(f"{path}: its first line is {','.join(header)[:60]!r}; expected a column named pixels")
+        columns = {name: header.index(name) for name in ("pixels", "emotion", "usage") if name in header}
+        for number, row in enumerate(rows, start=2):
+            where = f"{path}, line {number}"
+            if len(row) != len(header):
+                raise InputError(f"{where}: {len(row)} columns; expected {len(header)} ({', '.join(header)})")
+            images.append(_parse_pixels(row[columns["pixels"]], where))
+            if "emotion" in columns:
+                emotion = row[columns["emotion"]].strip()
+                if emotion not in {"0", "1", "2", "3", "4", "5", "6"}:
+                    raise InputError(f"{where}: the emotion is {emotion!r}; expected 0 to 6")
+                labels.append(int(emotion))
+            if "usage" in columns:
+                usage = row[columns["usage"]].strip()
+                if usage not in FER2013_CLASS_COUNTS:
+                    raise InputError(f"{where}: Usage is {usage!r}; expected one of {', '.join(FER2013_CLASS_COUNTS)}")
+                usages.append(usage)
+    if not images:
+        raise InputError(f"{path}: no rows under the header; download it again with `make data`")
+    return (
+        np.stack(images).reshape(-1, SIDE, SIDE),
+        np.array(labels) if labels else None,
+        np.array(usages) if usages else None,
+    )
+
+
+def find_fer2013(split, folder):
+    """Return the path of the best file in `folder` for "train" or "test", with labels; None if there is none."""
+    return next((Path(folder, name) for name in FER2013_SOURCES[split] if Path(folder, name).is_file()), None)
+
+
+def load_fer2013(split, folder=None):
+    """Load a split of FER2013, from the cache in `folder`/cache after the first time.
+
+    Args:
+        split: "train" (28,709 images), "test" (7,178: "public_test", then "private_test"), or one of
+            these two (3,589 each).
+        folder: where the CSV files are; the project's data folder if None.
+
+    Returns:
+        images (n, 48, 48) uint8 and labels (n,) int64, the positions in EMOTIONS.
+
+    Raises:
+        InputError: no file there holds the split, or the file is broken.
+
+    Source: Goodfellow et al., Challenges in Representation Learning, 2013, arXiv:1307.0414.
+    """
+    folder = Path(folder or DATA)
+    usage_of_split = {"public_test": "PublicTest", "private_test": "PrivateTest"}
+    side = "test" if split in usage_of_split else split
+    if side not in FER2013_SOURCES:
+        raise ValueError(f"split is {split!r}; expected train, test, public_test or private_test")
+    source = find_fer2013(side, folder)
+    if source is None:
+        wanted = ", ".join(FER2013_SOURCES[side])
+        raise InputError(f"no {side} set in {folder}; expected one of {wanted}; `make data` downloads it")
+    images, labels, usages = _cached(source, folder / "cache" / f"{side}.npz", side)
+    if split in usage_of_split:
+        if usages[0] == "":
+            raise InputError(f"{source} does not say which rows are {split}; icml_face_data.csv does (`make data`)")
+        keep = usages == usage_of_split[split]
+        images, labels = images[keep], labels[keep]
+    return images, labels
+
+
+def _cached(source, cache, side):
+    """Return images, labels and usages of one side of FER2013, parsing `source` only when it has changed."""
+    signature = f"{source.name} {source.stat().st_size} {source.stat().st_mtime_ns}"
+    try:
+        with np.load(cache) as arrays:
+            if str(arrays["signature"]) == signature:
+                return arrays["images"], arrays["labels"], arrays["usages"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass  # there is none, or it is damaged: it is made anew
+    images, labels, usages = read_fer2013_csv(source)
+    if labels is None:
+        raise InputError(f"{source} has no emotion column; expected the labels of the {side} set (`make data`)")
+    if usages is None:
+        usages = np.full(len(images), "Training" if side == "train" else "")
+    else:
+        keep = np.flatnonzero((usages == "Training") == (side == "train"))
+        keep = keep[np.argsort(usages[keep] == "PrivateTest", kind="stable")]  # PublicTest comes first
+        images, labels, usages = images[keep], labels[keep], usages[keep]
+    if not len(images):
+        raise InputError(f"{source} has no rows of the {side} set; download it again with `make data`")
+    with replacing(cache) as path:
+        np.savez(path, images=images, labels=labels, usages=usages, signature=signature)
+    return images, labels, usages
+
+
+def split_validation(images, labels, fraction=0.1, seed=0):
+    """Split off a stratified validation set, keeping exact twins on one side.
+
+    FER2013 holds the same photograph several times. A twin on both sides would let the network score by memory.
+
+    Args:
+        images: (n, 48, 48) uint8.
+        labels: (n,) int.
+        fraction: share of each class that goes to validation, 0 to 1.
+        seed: of the shuffle.
+
+    Returns:
+        train (k,) and validation (n - k,) int64: sorted positions in `images`.
+    """
+    _, first, group = np.unique(images.reshape(len(images), -1), axis=0, return_index=True, return_inverse=True)
+    rng = np.random.default_rng(seed)
+    validation_groups = []
+    for emotion in range(len(EMOTIONS)):
+        groups = rng.permutation(np.flatnonzero(labels[first] == emotion))
+        validation_groups.append(groups[: round(fraction * len(groups))])
+    in_validation = np.isin(group.reshape(-1), np.concatenate(validation_groups))
+    return np.flatnonzero(~in_validation), np.flatnonzero(in_validation)
+
+
+# --------------------------------------------------------------------------------------------------------- faces
+
+
+@dataclass(frozen=True)
+class Face:
+    """A square around a face, framed as FER2013 frames its faces.
+
+    x, y: the centre, in pixels of the frame; side: of the square, in pixels; score: the detector's, 0 to 1.
+    """
+
+    x: float
+    y: float
+    side: float
+    score: float = 1.0
+
+    @property
+    def box(self):
+        """Left, top, right and bottom as whole pixels; parts of it may lie outside the frame."""
+        side = max(1, round(self.side))
+        left, top = round(self.x - side / 2), round(self.y - side / 2)
+        return left, top, left + side, top + side
+
+
+def to_bgr(frame):
+    """Return `frame` as (h, w, 3) uint8 in OpenCV's order of colours.
+
+    Args:
+        frame: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) uint8: grey, BGR or BGRA.
+
+    Raises:
+        InputError: it is something else.
+    """
+    shape = getattr(frame, "shape", None)
+    if shape is None or frame.dtype != np.uint8 or len(shape) not in (2, 3) or 0 in shape:
+        raise InputError(
+            f"a frame is {getattr(frame, 'dtype', type(frame))} {shape}; expected uint8 (h, w[, channels])"
+        )
+    channels = 1 if len(shape) == 2 else shape[2]
+    if channels == 3:
+        return frame
+    if channels not in (1, 4):
+        raise InputError(f"a frame has {channels} channels; expected 1 (grey), 3 (BGR) or 4 (BGRA)")
+    return cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if channels == 1 else cv2.COLOR_BGRA2BGR)
+
+
+class FaceDetector:
+    """Finds faces with OpenCV: with YuNet where its model file is there, else with a Haar cascade.
+
+    Frames are searched at 64 to 640 pixels: larger ones cost time and gain no face that is large enough to read, and
+    on smaller ones YuNet returns, now and then, boxes of unset memory.
+
+    Args:
+        model: path of YuNet's ONNX file; YUNET if None. Where it is missing, the cascade is used.
+        score: the smallest score of YuNet that counts as a face, 0 to 1.
+
+    Sources: Wu et al. 2023, YuNet (doi 10.1007/s11633-023-1423-y); Viola and Jones 2001. The framing was measured on
+    1,500 faces of FER2013: YuNet's box is as high as the tile, Haar's side is 0.96 of it, both centred.
+    """
+
+    HAAR_SIDE = 0.96  # of FER2013's tile
+
+    def __init__(self, model=None, score=0.7):
+        path = Path(model or YUNET)
+        self.name = "YuNet" if path.is_file() else "Haar"
+        if self.name == "YuNet":
+            try:
+                network = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
+                self._yunet = cv2.FaceDetectorYN.create("onnx", network, np.empty(0, np.uint8), (320, 320), score)
+            except cv2.error:
+                raise InputError(f"{path} is not YuNet's ONNX file; delete it and run `make data`") from None
+        else:
+            self._haar = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
+
+    def detect(self, frame):
+        """Return the faces of a frame, the largest first.
+
+        Args:
+            frame: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) uint8.
+
+        Returns:
+            list of Face, in the coordinates of `frame`.
+        """
+        frame = to_bgr(frame)
+        height, width = frame.shape[:2]
+        scale = min(640 / max(height, width), max(1.0, 64 / min(height, width)))
+        if scale != 1:
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        bottom, right = max(0, 64 - frame.shape[0]), max(0, 64 - frame.shape[1])
+        if bottom or right:
+            frame = cv2.copyMakeBorder(frame, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+        boxes = self._detect_yunet(frame) if self.name == "YuNet" else self._detect_haar(frame)
+        faces = []
+        for x, y, side, score in boxes / np.array([scale, scale, scale, 1]):
+            inside = 0 <= x < width and 0 <= y < height and 1 <= side <= 2 * max(height, width)
+            if inside:  # False, too, for what is not finite
+                faces.append(Face(float(x), float(y), float(side), float(score)))
+        return sorted(faces, key=lambda face: -face.side)
+
+    def _detect_yunet(self, frame):
+        """Return (k, 4) float64: centre x, centre y, side and score of each face."""
+        self._yunet.setInputSize((frame.shape[1], frame.shape[0]))
+        rows = self._yunet.detect(frame)[1]
+        if rows is None:
+            return np.empty((0, 4))
+        rows = rows.astype(np.float64)
+        return np.column_stack([rows[:, 0] + rows[:, 2] / 2, rows[:, 1] + rows[:, 3] / 2, rows[:, 3], rows[:, 14]])
+
+    def _detect_haar(self, frame):
+        """The same, with a score of 1: a cascade knows no probabilities."""
+        grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+        rows = np.array(self._haar.detectMultiScale(grey, 1.1, 5, minSize=(32, 32)), dtype=np.float64).reshape(-1, 4)
+        x, y, width = rows[:, 0], rows[:, 1], rows[:, 2]
+        return np.column_stack([x + width / 2, y + width / 2, width / self.HAAR_SIDE, np.ones(len(rows))])
+
+
+def crop_face(frame, face):
+    """Cut a face out of a frame as FER2013 shows faces. Every caller gets its crops from here.
+
+    What lies outside the frame is filled with the nearest pixels of its edge.
+
+    Args:
+        frame: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) uint8.
+        face: a Face in the frame's coordinates.
+
+    Returns:
+        (48, 48) uint8 grey.
+    """
+    height, width = frame.shape[:2]
+    left, top, right, bottom = face.box
+    part = to_bgr(frame[max(0, top) : max(0, bottom), max(0, left) : max(0, right)])
+    grey = cv2.cvtColor(part, cv2.COLOR_BGR2GRAY)
+    outside = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
+    if any(outside):
+        grey = cv2.copyMakeBorder(grey, *outside, cv2.BORDER_REPLICATE)
+    shrink = grey.shape[0] > SIDE
+    return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+
+
+# -------------------------------------------------------------------------------------------------------- tracks
+
+
+@dataclass
+class Track:
+    """A face followed through time: its id (from 1), the newest Face, when it was seen (s) and its velocity (px/s)."""
+
+    id: int
+    face: Face
+    seen: float
+    velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+    def expected_place(self, seconds):
+        """Where the centre should be at `seconds`: straight on for half a second, then it waits."""
+        return np.array([self.face.x, self.face.y]) + self.velocity * min(seconds - self.seen, 0.5)
+
+
+class FaceTracker:
+    """Gives each face an id that it keeps while it moves, is covered for a moment, or another face comes in.
+
+    Faces are matched with the tracks by the distance to the predicted place and the ratio of the sides, nearest pair
+    first. A track that is not matched waits for `memory` seconds, and then its id is gone for good.
+    """
+
+    REACH = 0.8  # how far from its predicted place a face may be, in sides
+    GROWTH = 1.6  # by which factor its side may have changed
+
+    def __init__(self, memory=1.5):
+        self.memory = memory
+        self._tracks = []
+        self._next_id = 1
+
+    def update(self, faces, seconds):
+        """Match the faces of a frame.
+
+        Args:
+            faces: list of Face.
+            seconds: time of the frame; it must not fall.
+
+        Returns:
+            list of Track, one for each face, in the order of `faces`.
+        """
+        self._tracks = [track for track in self._tracks if seconds - track.seen <= self.memory]
+        pairs = []
+        for i, face in enumerate(faces):
+            for track in self._tracks:
+                distance = np.hypot(*(track.expected_place(seconds) - (face.x, face.y))) / max(
+                    face.side, track.face.side
+                )
+                growth = abs(np.log(face.side / track.face.side))
+                if distance < self.REACH and growth < np.log(self.GROWTH):
+                    pairs.append((distance + growth, i, track))
+        matched = {}
+        for _, i, track in sorted(pairs, key=lambda pair: pair[0]):
+            if i not in matched and all(track is not other for other in matched.values()):
+                matched[i] = track
+        return [self._follow(matched.get(i), face, seconds) for i, face in enumerate(faces)]
+
+    def _follow(self, track, face, seconds):
+        """Move `track` to `face`, or begin a track there if it is None."""
+        if track is None:
+            track = Track(self._next_id, face, seconds)
+            self._next_id += 1
+            self._tracks.append(track)
+        elif seconds > track.seen:
+            moved = np.array([face.x - track.face.x, face.y - track.face.y]) / (seconds - track.seen)
+            track.velocity = 0.7 * track.velocity + 0.3 * moved  # a detector's box trembles
+            track.face, track.seen = face, seconds
+        return track
+
+
+# --------------------------------------------------------------------------------------------------------- video
+
+
+def _quiet_opencv():
+    """Keep OpenCV's and FFmpeg's own messages off stderr: the errors of this module say what matters."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+class Video:
+    """Frames of a camera, a file or a URL, each with its time.
+
+    A file gives every frame, with the file's own time. A camera or a stream is read all the time by a thread of its
+    own and gives the newest frame, with the time since it was opened, so that no answer is about an old frame. When it
+    stops it is opened again, for `patience` seconds.
+
+    Args:
+        source: a camera number, a path, or an rtsp:// or http:// URL.
+        patience: seconds to wait for a camera or stream that gives nothing.
+
+    Raises:
+        InputError: it cannot be opened, has no frames, or stays away.
+
+    Example:
+        for seconds, frame in Video("clip.mp4"): ...
+    """
+
+    def __init__(self, source, patience=5.0):
+        _quiet_opencv()
+        self.source, self.patience = str(source).strip(), patience
+        self.is_camera = self.source.isdecimal() and len(self.source) < 6
+        self.is_url = "://" in self.source
+        if not self.is_camera and not self.is_url and not Path(self.source).is_file():
+            raise InputError(f"no video at {self.source}: expected a camera number, a file, or an rtsp or http URL")
+        self._capture = self._open()
+        ok, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
+        if not ok:
+            self._capture.release()
+            raise InputError(self._unreadable())
+        self.fps = self._capture.get(cv2.CAP_PROP_FPS)
+        if not 1 <= self.fps <= 240:
+            self.fps = 25.0
+        # An endless stream has no number of frames; a file behind a URL has one and is read as a file.
+        self.is_live = self.is_camera or (self.is_url and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0)
+
+    def _open(self):
+        if self.is_camera:
+            return cv2.VideoCapture(int(self.source))
+        limit = round(self.patience * 1000)
+        timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
+        return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, timeouts if self.is_url else [])
+
+    def _unreadable(self):
+        if self.is_camera:
+            return f"camera {self.source} gives no picture: is it plugged in, and not used by another program?"
+        if self.is_url:
+            address = show_path(self.source)
+            return f"{address} gives no picture (waited {self.patience:g} s): is the address right, the stream on?"
+        return f"{self.source} is not a video that OpenCV can read: no frame was found in it; try an .mp4 or .avi file"
+
+    def __iter__(self):
+        """Yield (seconds, frame), once: float, from 0 and rising, and (h, w, 3) uint8 BGR."""
+        if self._first is None:
+            raise RuntimeError(f"{show_path(self.source)} was read before; open it again with another Video")
+        first, self._first = self._first, None
+        return self._newest(first) if self.is_live else self._every(first)
+
+    def _every(self, frame):
+        seconds = -1 / self.fps
+        try:
+            while frame is not None:
+                position = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                # Some containers carry no times; then the frame rate has to do.
+                seconds = max(position, 0.0) if position > seconds else seconds + 1 / self.fps
+                yield seconds, frame
+                frame = self._capture.read()[1]
+        finally:
+            self._capture.release()
+
+    def _newest(self, frame):
+        start, news = time.monotonic(), threading.Condition()
+        state = {"frame": frame, "at": start, "stop": False}
+
+        def read():
+            while not state["stop"]:
+                ok, frame = self._capture.read()
+                if ok:
+                    with news:
+                        state.update(frame=frame, at=time.monotonic())
+                        news.notify()
+                else:
+                    time.sleep(0.25)
+                    self._capture.release()
+                    self._capture = self._open()
+            self._capture.release()
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        try:
+            while True:
+                with news:
+                    if not news.wait_for(lambda: state["frame"] is not None, self.patience):
+                        raise InputError(f"the stream stopped, and {self._unreadable()}")
+                    frame, at, state["frame"] = state["frame"], state["at"], None
+                yield at - start, frame
+        finally:
+            state["stop"] = True
+            reader.join(1.0)
+
+
+# -------------------------------------------------------------------------------------------------------- models
+
+
+@contextmanager
+def quiet_tensorflow():
+    """Keep TensorFlow's talk at its start off stderr: its own log level does not reach all of it."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def _tflite_input_shape(content):
+    """Return the input shape in a .tflite file's bytes: OpenCV does not tell it, and takes other sizes without a word.
+
+    The steps are those of its schema: Model.subgraphs[0].inputs[0] is an index into tensors, and each has a shape
+    (https://github.com/tensorflow/tensorflow/blob/v2.21.0/tensorflow/compiler/mlir/lite/schema/schema.fbs).
+    """
+
+    def follow(position):
+        return position + struct.unpack_from("<I", content, position)[0]
+
+    def table_field(table, number):
+        vtable = table - struct.unpack_from("<i", content, table)[0]
+        return follow(table + struct.unpack_from("<H", content, vtable + 4 + 2 * number)[0])
+
+    def numbers(vector):
+        return struct.unpack_from(f"<{struct.unpack_from('<I', content, vector)[0]}i", content, vector + 4)
+
+    subgraph = follow(table_field(follow(0), 2) + 4)
+    tensor = follow(table_field(subgraph, 0) + 4 + 4 * numbers(table_field(subgraph, 1))[0])
+    return numbers(table_field(tensor, 0))
+
+
+class EmotionNet:
+    """The CNN in OpenCV's dnn: seven probabilities for each face, without TensorFlow.
+
+    Args:
+        path: a .tflite file; MODEL's if None.
+
+    Raises:
+        InputError: the file is missing, broken, or not a model of 48x48 grey faces and seven emotions.
+    """
+
+    def __init__(self, path=None):
+        path = Path(path or MODEL.with_suffix(".tflite"))
+        if not path.is_file():
+            raise InputError(f"no model at {path}: expected a .tflite file; scripts/train.py writes one")
+        try:
+            content = np.fromfile(path, np.uint8)
+            self._net = cv2.dnn.readNetFromTFLite(content)
+        except cv2.error:
+            raise InputError(f"{path} is not a whole .tflite model; scripts/train.py writes one") from None
+        size = _tflite_input_shape(content)[1:]
+        if size != (SIDE, SIDE, 1):
+            raise InputError(f"{path} takes {'x'.join(map(str, size))}; expected {SIDE}x{SIDE}x1, grey faces")
+        outputs = self.predict(np.zeros((1, SIDE, SIDE), np.uint8)).shape[1]
+        if outputs != len(EMOTIONS):
+            raise InputError(f"{path} gives {outputs} values for a face; expected {len(EMOTIONS)}, one an emotion")
+
+    def predict(self, faces):
+        """Return (n, 7) float32 probabilities, in the order of EMOTIONS, for (n, 48, 48) uint8 grey faces."""
+        if not len(faces):
+            return np.empty((0, len(EMOTIONS)), np.float32)
+        outputs = []
+        for face in faces:  # the file's batch size is 1
+            self._net.setInput(cv2.dnn.blobFromImage(face))
+            outputs.append(self._net.forward().reshape(-1))
+        return np.stack(outputs)
+
+
+class _ModelUnpickler(pickle.Unpickler):
+    """Unpickles a Keras 3 model and nothing else.
+
+    A pickle names the functions to call. That of a Keras model names three: getattr(<model class>, "_unpickle_model")
+    and io.BytesIO for the archive. The first two get stand-ins here, so that no function of the pickle's choice runs.
+    """
+
+    class _ModelClass:
+        pass
+
+    def find_class(self, module, name):
+        if (module, name) in (("_io", "BytesIO"), ("io", "BytesIO")):
+            return io.BytesIO
+        if (module, name) == ("builtins", "getattr"):
+            return self._getattr
+        if module.startswith("keras.src.models.") and name in ("Functional", "Sequential", "Model"):
+            return self._ModelClass
+        raise pickle.UnpicklingError(f"it wants to call {module}.{name}, which no Keras model needs")
+
+    @classmethod
+    def _getattr(cls, owner, name):
+        if owner is not cls._ModelClass or name != "_unpickle_model":
+            raise pickle.UnpicklingError(f"it wants the attribute {name}, which no Keras model needs")
+        return cls._load
+
+    @staticmethod
+    def _load(archive):
+        from keras.src.saving import saving_lib  # what Keras' own unpickling calls, but there with safe_mode=False
+
+        return saving_lib.load_model(archive, compile=False, safe_mode=True)
+
+
+def load_model(path=None):
+    """Load a pickled Keras model of this project, without running any code that a pickle may carry.
+
+    Args:
+        path: a .pkl file; MODEL if None.
+
+    Returns:
+        keras.Model: (n, 48, 48, 1) float32 raw grey, 0 to 255, to (n, 7) softmax in the order of EMOTIONS.
+
+    Raises:
+        InputError: the file is missing, broken, holds something else, or is a model for another input or output.
+    """
+    path = Path(path or MODEL)
+    if not path.is_file():
+        raise InputError(f"no model at {path}: expected a .pkl file; scripts/train.py writes one")
+    with quiet_tensorflow():
+        import keras
+
+    try:
+        with open(path, "rb") as file:
+            model = _ModelUnpickler(file).load()
+    except Exception as error:  # a broken pickle raises nearly anything
+        raise InputError(f"{path} is not a whole pickled Keras model: {type(error).__name__}: {error}") from None
+    if not isinstance(model, keras.Model):
+        raise InputError(f"{path} holds a {type(model).__name__}; expected a pickled Keras model")
+    shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
+    expected = (None, SIDE, SIDE, 1), (None, len(EMOTIONS))
+    if shapes != expected:
+        raise InputError(f"{path} maps {shapes[0]} to {shapes[1]}; expected {expected[0]} to {expected[1]}")
+    return model
+
+
+def save_model(model, path):
+    """Save a model as a pickle at `path` and, for OpenCV's dnn, as .tflite beside it.
+
+    Raises:
+        RuntimeError: OpenCV reads the model as another function than Keras has; nothing is saved.
+    """
+    path = Path(path)
+    faces = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:3])).astype(np.uint8)
+    with replacing(path) as pickled, replacing(path.with_suffix(".tflite")) as exported:
+        pickled.write_bytes(pickle.dumps(model))
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it tells of its temporary folders
+        with redirect_stdout(io.StringIO()):
+            model.export(exported, format="litert", verbose=False)
+        expected = model.predict(faces[..., None].astype(np.float32), verbose=0)
+        # OpenCV's reader knows a part of the format; 4.14 drops the bias of a dense layer, for one, without a word.
+        difference = np.abs(EmotionNet(exported).predict(faces) - expected).max()
+        if difference > 1e-4:
+            raise RuntimeError(
+                f"OpenCV's probabilities differ by {difference:.2g} from Keras': build it of other layers"
+            )
+
+
+# --------------------------------------------------------------------------------------------------------- plots
+
+
+def save_fig(figure, path):
+    """Save a matplotlib figure as a PNG that reads well on a web page."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", facecolor="white")
