@@ -1,0 +1,284 @@
+# Generated from notebooks/00_get_data.ipynb by `make scripts`: edit the notebook, not this file.
+"""Downloads the images that the network learns from and the model that finds faces, and checks both."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hashlib
+import lzma
+import os
+import pathlib
+import shutil
+import socket
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+
+import numpy as np
+
+import utils
+
+SOURCES = (  # tried in this order
+    "https://assets.01-edu.org/ai-branch/project3/"
+    "challenges-in-representation-learning-facial-expression-recognition-challenge.zip",
+    "https://assets.01-edu.org/ai-branch/project3/emotions-detector.zip",
+)
+KAGGLE = "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge/data"
+YUNET_SOURCE = (
+    "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
+)
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+
+
+def download(url, folder, timeout, sha256=None):
+    """Download a file, with a progress bar in a terminal.
+
+    Args:
+        url: its address.
+        folder: a temporary folder for it.
+        timeout: seconds of silence after which the server is given up.
+        sha256: of the file as it should be, where that is known.
+
+    Returns:
+        Path of the whole file.
+
+    Raises:
+        utils.InputError: it cannot be had, breaks off, or is another file.
+    """
+    with utils.quiet_tensorflow():
+        import keras
+
+    if not sys.stdout.isatty():  # in a log, a progress bar is a thousand lines
+        keras.config.disable_interactive_logging()
+        print(f"downloading {url}", flush=True)
+    usual = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(timeout)
+        return Path(keras.utils.get_file("download", url, file_hash=sha256, cache_dir=folder, cache_subdir=""))
+    except Exception as error:  # Keras wraps urllib's errors, which say more, in a bare Exception
+        raise utils.InputError(f"cannot download {url}: {error.__context__ or error}") from None
+    finally:
+        socket.setdefaulttimeout(usual)
+
+
+def temporary_folder(folder):
+    """Return a temporary folder inside `folder`: on the same disk, a file is moved to its place in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".get_data-", dir=folder)
+
+
+def get_detector(url, path, timeout):
+    """Put YuNet at `path`, unless it is there; if it cannot be had, leave nothing there and say so."""
+    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == YUNET_SHA256:
+        print(f"YuNet is already at {utils.show_path(path)}")
+        return
+    path.unlink(missing_ok=True)
+    try:
+        with temporary_folder(path.parent) as folder:
+            download(url, folder, timeout, YUNET_SHA256).replace(path)
+        print(f"YuNet is at {utils.show_path(path)}")
+    except utils.InputError as error:
+        print(f"note: {error}; faces will be found with OpenCV's Haar cascade, which misses more", file=sys.stderr)
+
+
+def check_split(split, folder):
+    """Raise utils.InputError unless the rows of a split, train or test, are those that were published."""
+    if not utils.find_fer2013(split, folder):
+        names = ", ".join(utils.FER2013_SOURCES[split])
+        raise utils.InputError(f"the {split} set is missing: none of {names} is there")
+    labels = utils.load_fer2013(split, folder)[1]
+    usages = ("Training",) if split == "train" else ("PublicTest", "PrivateTest")
+    published = [utils.FER2013_CLASS_COUNTS[usage] for usage in usages]
+    counts, expected = np.bincount(labels, minlength=len(utils.EMOTIONS)), np.sum(published, axis=0)
+    if (counts != expected).any():
+        rows = " + ".join(f"{sum(part):,}" for part in published)
+        classes = [
+            f"{emotion} {count:,} instead of {right:,}"
+            for emotion, count, right in zip(utils.EMOTIONS, counts, expected, strict=True)
+            if count != right
+        ]
+        raise utils.InputError(f"the {split} set has {counts.sum():,} rows; expected {rows} ({', '.join(classes)})")
+
+
+def find_problems(folder):
+    """Return what is wrong with the FER2013 in `folder`, a dict from split to sentence; empty if it is complete."""
+    problems = {}
+    for split in utils.FER2013_SOURCES:
+        try:
+            check_split(split, folder)
+        except utils.InputError as error:
+            problems[split] = str(error)
+    return problems
+
+
+FILES = {"test.csv"}.union(*utils.FER2013_SOURCES.values())
+MAX_BYTES = 2_000_000_000  # unpacked; FER2013 has less than 1 GB in all its files
+
+
+def extract(archive, folder):
+    """Write the files of FER2013 that are anywhere in an archive flat into `folder`.
+
+    Args:
+        archive: path of a zip, or of fer2013.tar.gz, which is read as it is.
+        folder: a temporary folder.
+
+    Raises:
+        utils.InputError: it is another file, or one that would write outside or fill the disk.
+        zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError: it is broken or encrypted.
+    """
+    if tarfile.is_tarfile(archive):
+        shutil.copy(archive, folder / "fer2013.tar.gz")
+        return
+    if not zipfile.is_zipfile(archive):
+        with open(archive, "rb") as file:
+            start = file.read(20)
+        raise utils.InputError(f"it is not a whole .zip or .tar.gz file (it begins with {start}); download it again")
+    with zipfile.ZipFile(archive) as file:
+        members = {member: pathlib.PureWindowsPath(member.filename) for member in file.infolist()}  # / or \
+        for member, name in members.items():
+            if name.anchor or ".." in name.parts or stat.S_ISLNK(member.external_attr >> 16):
+                raise utils.InputError(f"{member.filename!r} in it is a link or leads out of the folder; refused")
+        size = sum(member.file_size for member in members)
+        if size > MAX_BYTES:
+            raise utils.InputError(f"it unpacks to {size:,} bytes; expected less than {MAX_BYTES:,}")
+        for member, name in members.items():
+            if name.name in FILES:
+                with file.open(member) as source, open(folder / name.name, "wb") as target:
+                    shutil.copyfileobj(source, target)
+
+
+def add_archive(archive, name, folder):
+    """Move the files of FER2013 from an archive into `folder`: all of them if all are right, or none.
+
+    Args:
+        archive: path of a zip, or of fer2013.tar.gz.
+        name: what the user calls it.
+        folder: where the files go.
+
+    Raises:
+        utils.InputError: it is broken, or holds something else.
+    """
+    with temporary_folder(folder) as temporary:
+        temporary = Path(temporary)
+        try:
+            extract(archive, temporary)
+            splits = [split for split in utils.FER2013_SOURCES if utils.find_fer2013(split, temporary)]
+            if not splits:
+                raise utils.InputError(f"no FER2013 in it; expected one of {', '.join(sorted(FILES - {'test.csv'}))}")
+            print(f"checking every row of the {' and the '.join(splits)} set", flush=True)
+            for split in splits:
+                check_split(split, temporary)
+        except (
+            utils.InputError,
+            zipfile.BadZipFile,
+            lzma.LZMAError,
+            zlib.error,
+            EOFError,
+            OSError,
+            RuntimeError,
+        ) as error:
+            message = str(error).replace(f"{temporary}{os.sep}", "")
+            raise utils.InputError(f"{name}: {message}") from None
+        for path in [path for path in temporary.rglob("*") if path.is_file()]:  # the cache moves along
+            target = folder / path.relative_to(temporary)
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+
+
+def add_downloads(sources, folder, timeout):
+    """Download an archive from one source after the other into `folder`, until FER2013 is complete there."""
+    for url in sources:
+        try:
+            with temporary_folder(folder) as temporary:
+                add_archive(download(url, temporary, timeout), url, folder)
+        except utils.InputError as error:
+            print(f"note: {error}", file=sys.stderr)
+        if not find_problems(folder):
+            return
+
+
+def get_fer2013(archive, sources, folder, timeout):
+    """Complete the FER2013 in `folder`.
+
+    Args:
+        archive: path of a zip, or of fer2013.tar.gz; empty to download one.
+        sources: addresses to download it from, tried in turn.
+        folder: where its files go.
+        timeout: seconds of silence after which a server is given up.
+
+    Raises:
+        utils.InputError: there is no whole training set in the end, or the archive is not what it should be.
+    """
+    if not find_problems(folder):
+        print(f"FER2013 is already complete in {utils.show_path(folder)}")
+        return
+    if archive:
+        if not Path(archive).is_file():
+            raise utils.InputError(f"no file at {archive}; expected the downloaded zip, or fer2013.tar.gz")
+        add_archive(Path(archive), archive, folder)
+    else:
+        add_downloads(sources, folder, timeout)
+    problems = find_problems(folder)
+    if "train" in problems:
+        raise utils.InputError(
+            f"{folder}: {problems['train']}; download the zip in a browser from {KAGGLE} and give it with --archive"
+        )
+    if problems:
+        print(
+            f"note: {folder}: {problems['test']}; so scripts/predict.py cannot compute the accuracy. "
+            f"icml_face_data.csv holds the labels: download the zip from {KAGGLE} and give it with --archive",
+            file=sys.stderr,
+        )
+    else:
+        print(f"FER2013 is complete in {utils.show_path(folder)}")
+
+
+def parse_args(argv=None):
+    """Parse the command line, `sys.argv[1:]` unless `argv` is given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--archive",
+        type=str,
+        default="",
+        help="the zip, or fer2013.tar.gz, if it is already downloaded; empty to download it",
+    )
+    parser.add_argument(
+        "--only-detector",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="get the face detector alone, which is all that the live stream needs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--sources",
+        type=str,
+        default="",
+        help="addresses of the zip, with blanks between, tried in turn; empty for the course's two",
+    )
+    parser.add_argument(
+        "--detector-source", type=str, default="", help="address of the face detector; empty for OpenCV's model zoo"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30.0,
+        help="seconds of silence after which a server is given up (default: %(default)s)",
+    )
+    parser.add_argument("--data", type=str, default="", help="folder for all of it; empty for data")
+    return parser.parse_args(argv)
+
+
+def main(archive: str, only_detector: bool, sources: str, detector_source: str, timeout: float, data: str):
+    folder = Path(data or utils.DATA)
+    get_detector(detector_source or YUNET_SOURCE, folder / utils.YUNET.relative_to(utils.DATA), timeout)
+
+    if not only_detector:
+        get_fer2013(archive, sources.split() or SOURCES, folder, timeout)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)

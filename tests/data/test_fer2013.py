@@ -1,0 +1,46 @@
+"""The downloaded FER2013 is the published one."""
+
+import time
+
+import numpy as np
+import pytest
+
+import utils
+from tests.conftest import needs_data
+
+USAGES = {"train": "Training", "public_test": "PublicTest", "private_test": "PrivateTest"}
+has_usage = any((utils.DATA / name).is_file() for name in ("icml_face_data.csv", "fer2013.tar.gz"))
+needs_usage = pytest.mark.skipif(not has_usage, reason="no icml_face_data.csv: `make data` says how to get it")
+
+pytestmark = needs_data
+
+
+@pytest.mark.parametrize("split", ["train", *(pytest.param(split, marks=needs_usage) for split in list(USAGES)[1:])])
+def test_images_and_class_counts(split):
+    images, labels = utils.load_fer2013(split)
+    assert images.dtype == np.uint8 and images.shape == (len(labels), utils.SIDE, utils.SIDE)
+    assert images.min() == 0 and images.max() == 255
+    counts = np.bincount(labels, minlength=len(utils.EMOTIONS))
+    assert tuple(counts) == utils.FER2013_CLASS_COUNTS[USAGES[split]]
+
+
+@needs_usage
+def test_the_test_set_is_public_then_private():
+    images, labels = utils.load_fer2013("test")
+    (public, public_labels), (private, private_labels) = map(utils.load_fer2013, ("public_test", "private_test"))
+    np.testing.assert_array_equal(images, np.concatenate([public, private]))
+    np.testing.assert_array_equal(labels, np.concatenate([public_labels, private_labels]))
+
+
+def test_the_cache_loads_in_a_second():
+    utils.load_fer2013("train")
+    started = time.process_time()  # of this process alone: the machine may be busy
+    utils.load_fer2013("train")
+    assert time.process_time() - started < 1
+
+
+def test_no_twin_is_in_training_and_validation():
+    images, labels = utils.load_fer2013("train")
+    train, validation = utils.split_validation(images, labels)
+    assert len(validation) == pytest.approx(0.1 * len(images), rel=0.02)
+    assert not {images[i].tobytes() for i in train} & {images[i].tobytes() for i in validation}
