@@ -1,0 +1,87 @@
+"""Does the saved model behave: its contract, its sense, and that the files beside it belong to it."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+import utils
+from tests.conftest import needs_data
+
+FOLDER = utils.MODEL.parent
+
+
+@pytest.fixture(scope="module")
+def model():
+    return utils.load_model()
+
+
+@pytest.fixture(scope="module")
+def net():
+    return utils.EmotionNet()
+
+
+@pytest.fixture(scope="module")
+def portraits(astronaut, hopper):
+    """Crops of a smiling and of a serious woman, (2, 48, 48) uint8."""
+    detector = utils.FaceDetector()
+    return np.stack([utils.crop_face(frame, detector.detect(frame)[0]) for frame in (astronaut, hopper)])
+
+
+def names(probabilities):
+    return [utils.EMOTIONS[i] for i in probabilities.argmax(axis=1)]
+
+
+def test_contract(model):
+    assert model.input_shape == (None, 48, 48, 1) and model.output_shape == (None, 7)
+    assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
+    assert all(weight.dtype == "float32" for weight in model.weights)
+    faces = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 1)).astype(np.float32)
+    probabilities = model.predict(faces, verbose=0)
+    assert probabilities.sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5) and probabilities.min() >= 0
+
+
+def test_opencv_and_keras_agree(model, net, portraits):
+    expected = model.predict(portraits[..., None].astype(np.float32), verbose=0)
+    assert net.predict(portraits) == pytest.approx(expected, abs=1e-4)
+
+
+def test_files_are_small_enough_to_share():
+    for suffix in (".pkl", ".tflite"):
+        assert utils.MODEL.with_suffix(suffix).stat().st_size < 25e6
+
+
+def test_a_smile_is_happy_and_a_serious_face_is_not(net, portraits):
+    smiling, serious = names(net.predict(portraits))
+    assert smiling == "Happy" and serious != "Happy"
+
+
+@pytest.mark.parametrize("gain, offset", [(0.7, 0), (1.0, 25), (1.2, -20)])
+def test_a_smile_stays_happy_in_other_light(net, portraits, gain, offset):
+    changed = np.clip(portraits[:1] * gain + offset, 0, 255).astype(np.uint8)
+    assert names(net.predict(changed)) == ["Happy"]
+
+
+def test_a_mirrored_face_feels_the_same(net, portraits):
+    mirrored = np.stack([cv2.flip(face, 1) for face in portraits])
+    assert np.abs(net.predict(mirrored) - net.predict(portraits)).max() < 0.25
+
+
+def test_the_report_beside_the_model_is_about_it(model):
+    report = json.loads(utils.MODEL.with_suffix(".json").read_text())
+    assert report["parameters"] == model.count_params()
+    assert report["train_images"] + report["validation_images"] == 28_709
+    summary = (FOLDER / "my_own_model_architecture.txt").read_text(encoding="utf-8")
+    assert f"{model.count_params():,}" in summary
+
+
+@needs_data
+def test_validation_accuracy_is_the_one_that_was_reported(net):
+    report = json.loads(utils.MODEL.with_suffix(".json").read_text())
+    images, labels = utils.load_fer2013("train")
+    arguments = report["arguments"]
+    _, validation = utils.split_validation(images, labels, arguments["validation_fraction"], arguments["seed"])
+    part = validation[:500]
+    accuracy = np.mean(net.predict(images[part]).argmax(axis=1) == labels[part])
+    assert accuracy == pytest.approx(report["validation_accuracy"], abs=0.07)  # three standard errors of 500
