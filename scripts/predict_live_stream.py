@@ -1,0 +1,288 @@
+# Generated from notebooks/07_live_stream.ipynb by `make scripts`: edit the notebook, not this file.
+"""Reads a webcam, a video file or a network stream, follows the faces in it, and prints the emotion of the largest one
+every second.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import csv
+import math
+import subprocess
+import time
+from collections import deque
+from contextlib import ExitStack, closing
+from datetime import datetime, timedelta
+
+import cv2
+import numpy as np
+
+import utils
+
+
+def open_video(source):
+    """Open `source`; without one, the webcam, or the bundled clip where there is no webcam."""
+    if source:
+        return utils.Video(source)
+    try:
+        return utils.Video("0")
+    except utils.InputError as error:
+        print(f"No webcam ({error}); playing the bundled clip instead.", file=sys.stderr)
+        return utils.Video(utils.CLIP)
+
+
+def analyse(video, detector, net):
+    """Follow the faces of a video and classify them in every frame.
+
+    Args:
+        video: iterable of (seconds, frame), such as utils.Video.
+        detector: utils.FaceDetector.
+        net: utils.EmotionNet.
+
+    Yields:
+        seconds, frame, and for each face, largest first: its id, its utils.Face and its (7,) float32 probabilities.
+    """
+    tracker = utils.FaceTracker()
+    for seconds, frame in video:
+        frame = utils.to_bgr(frame)
+        tracks = tracker.update(detector.detect(frame), seconds)
+        probabilities = net.predict([utils.crop_face(frame, track.face) for track in tracks])
+        yield seconds, frame, [(track.id, track.face, p) for track, p in zip(tracks, probabilities, strict=True)]
+
+
+def format_time(seconds, live, every):
+    """Return hh:mm:ss, by the clock for live sources; with hundredths if answers come more often than once a second."""
+    moment = datetime.now() if live else datetime.min + timedelta(seconds=seconds)
+    hundredths = f".{moment.microsecond // 10_000:02}" if every < 1 else ""
+    return f"{moment:%H:%M:%S}{hundredths}"
+
+
+def format_answer(moment, faces, all_faces):
+    """Return the lines for one moment: the emotion of the largest face or, one line each, of all with their ids."""
+    if not faces:
+        return f"{moment}s : no face"
+    lines = []
+    for number, _, probabilities in faces if all_faces else faces[:1]:
+        who = f"face {number} : " if all_faces else ""
+        best = int(np.argmax(probabilities))
+        lines.append(f"{moment}s : {who}{utils.EMOTIONS[best]} , {probabilities[best]:.0%}")
+    return "\n".join(lines)
+
+
+class AnswerLog:
+    """A CSV file with one row for each face of each answer, written as the answers come."""
+
+    def __init__(self, path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "w", newline="")
+        self._rows = csv.writer(self._file)
+        self._rows.writerow(["seconds", "track", "left", "top", "right", "bottom", *utils.EMOTIONS])
+
+    def write(self, seconds, faces):
+        for number, face, probabilities in faces:
+            self._rows.writerow([f"{seconds:.3f}", number, *face.box, *(f"{p:.4f}" for p in probabilities)])
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+PANEL, WIDEST = 230, 1280  # pixels
+INK, ACCENT, TRACK = (235, 235, 235), (80, 200, 120), (70, 70, 70)  # BGR
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw(frame, faces, height=480):
+    """Return a picture of a frame and its faces, `height` pixels high: boxes, ids, emotions and the panel of bars.
+
+    Args:
+        frame: (h, w, 3) uint8 BGR.
+        faces: for each face its id, its utils.Face and its (7,) probabilities, largest first.
+
+    Returns:
+        (height, width, 3) uint8 BGR; the width is even, as video encoders want it, and of the frame at most WIDEST.
+    """
+    scale = min(height / frame.shape[0], WIDEST / frame.shape[1])
+    size = max(2, round(frame.shape[1] * scale / 2) * 2), max(1, round(frame.shape[0] * scale))
+    picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    picture = cv2.copyMakeBorder(picture, 0, height - size[1], 0, 0, cv2.BORDER_CONSTANT)
+    width = size[0]
+    for i, (number, face, probabilities) in enumerate(faces):
+        left, top, right, bottom = (round(edge * scale) for edge in face.box)
+        colour = ACCENT if i == 0 else INK
+        best = int(np.argmax(probabilities))
+        cv2.rectangle(picture, (left, top), (right, bottom), colour, 2, cv2.LINE_AA)
+        label = f"#{number} {utils.EMOTIONS[best]} {probabilities[best]:.0%}"
+        (label_width, label_height), _ = cv2.getTextSize(label, FONT, 0.6, 1)
+        x = min(max(left, 0), max(0, width - label_width - 8))
+        y = max(top, label_height + 12)
+        cv2.rectangle(picture, (x, y - label_height - 12), (x + label_width + 8, y), colour, cv2.FILLED)
+        cv2.putText(picture, label, (x + 4, y - 7), FONT, 0.6, (20, 20, 20), 1, cv2.LINE_AA)
+    return np.hstack([picture, draw_panel(faces, height)])
+
+
+def draw_panel(faces, height):
+    """Return the (height, PANEL, 3) uint8 panel with a bar for each of the seven emotions of the first face."""
+    panel = np.full((height, PANEL, 3), 30, np.uint8)
+    title = f"face {faces[0][0]}" if faces else "no face"
+    cv2.putText(panel, title, (15, 35), FONT, 0.6, INK, 1, cv2.LINE_AA)
+    probabilities = faces[0][2] if faces else np.zeros(len(utils.EMOTIONS))
+    for i, (emotion, probability) in enumerate(zip(utils.EMOTIONS, probabilities, strict=True)):
+        y = 75 + i * (height - 90) // len(utils.EMOTIONS)
+        colour = ACCENT if faces and i == int(np.argmax(probabilities)) else INK
+        cv2.putText(panel, emotion, (15, y), FONT, 0.5, colour, 1, cv2.LINE_AA)
+        cv2.putText(panel, f"{probability:4.0%}", (PANEL - 60, y), FONT, 0.5, colour, 1, cv2.LINE_AA)
+        cv2.rectangle(panel, (15, y + 8), (PANEL - 15, y + 18), TRACK, cv2.FILLED)
+        cv2.rectangle(panel, (15, y + 8), (15 + round((PANEL - 30) * float(probability)), y + 18), colour, cv2.FILLED)
+    return panel
+
+
+class Window:
+    """A window on the screen. A recorded video is slowed down to its own time while it is shown."""
+
+    TITLE = "emotions (q to quit)"
+
+    def __init__(self, live):
+        # Without a screen Qt, in which OpenCV opens its windows, ends the whole process; so another one tries first.
+        probe = [sys.executable, "-c", "import cv2; cv2.namedWindow('probe')"]
+        if subprocess.run(probe, capture_output=True).returncode:
+            raise utils.InputError("--show needs a screen and there is none; --record out.mp4 writes the same pictures")
+        self._live, self._start = live, None
+        cv2.namedWindow(self.TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+
+    def show(self, picture, seconds):
+        """Show a picture at its time; return False once the user has closed the window, or pressed q or Esc."""
+        if self._start is None:
+            self._start = time.monotonic() - seconds
+            cv2.resizeWindow(self.TITLE, picture.shape[1], picture.shape[0])
+        cv2.imshow(self.TITLE, picture)
+        early = 0 if self._live else seconds - (time.monotonic() - self._start)
+        key = cv2.waitKey(max(1, round(early * 1000))) & 0xFF
+        return key not in (ord("q"), 27) and cv2.getWindowProperty(self.TITLE, cv2.WND_PROP_VISIBLE) >= 1
+
+    def close(self):
+        cv2.destroyAllWindows()
+
+
+class Recorder:
+    """Writes pictures to an .mp4 file at `fps`, repeating or leaving out some where a camera is not that regular."""
+
+    def __init__(self, path, fps):
+        self._path, self._fps, self._writer, self._count = str(path), fps, None, 0
+
+    def write(self, picture, seconds):
+        if self._writer is None:
+            size = picture.shape[1], picture.shape[0]
+            self._writer = cv2.VideoWriter(self._path, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
+            if not self._writer.isOpened():
+                raise utils.InputError(
+                    f"cannot write a video to {self._path}; expected a folder that can be written to"
+                )
+        while self._count <= seconds * self._fps + 0.5:
+            self._writer.write(picture)
+            self._count += 1
+
+    def close(self):
+        if self._writer is not None:
+            self._writer.release()
+
+
+def run(video, every, all_faces, show, record, log, net):
+    """Answer every `every` seconds of `video`; the other arguments are those of the script, and `net` its EmotionNet.
+
+    Returns:
+        answers, the last 1,000 as a deque of (seconds, faces as `analyse` yields them), and a line that sums up.
+
+    Raises:
+        utils.InputError: the source stopped, there is no screen for the window, or a file cannot be written.
+    """
+    answers, frames, seconds, due, failure = deque(maxlen=1000), 0, 0.0, 0, None
+    with ExitStack() as stack:
+        window = stack.enter_context(closing(Window(video.is_live))) if show else None
+        target = stack.enter_context(utils.replacing(record)) if record else None
+        recorder = stack.enter_context(closing(Recorder(target, video.fps))) if record else None
+        table = stack.enter_context(closing(AnswerLog(log))) if log else None
+        detector = utils.FaceDetector()
+        if detector.name == "Haar":
+            print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
+        try:
+            for seconds, frame, faces in analyse(video, detector, net):
+                frames += 1
+                if seconds >= due * every - 1e-6:
+                    due = math.floor(seconds / every + 1e-6) + 1
+                    answers.append((seconds, faces))
+                    moment = format_time(seconds, video.is_live, every)
+                    print(f"Preprocessing ...\n{format_answer(moment, faces, all_faces)}\n", flush=True)
+                    if table:
+                        table.write(seconds, faces)
+                picture = draw(frame, faces) if show or record else None
+                if recorder:
+                    recorder.write(picture, seconds)
+                if window and not window.show(picture, seconds):
+                    break
+        except KeyboardInterrupt:
+            pass  # the usual end of a camera
+        except utils.InputError as error:
+            failure = error  # after the recording was closed and kept
+    if failure:
+        raise failure
+    return answers, f"{seconds:.0f} s of video in {frames} frames, an answer every {every:g} s"
+
+
+def parse_args(argv=None):
+    """Parse the command line, `sys.argv[1:]` unless `argv` is given."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--source",
+        type=str,
+        default="",
+        help="camera number, video file, or rtsp or http URL; empty for the webcam, else the bundled clip",
+    )
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=1.0,
+        help="seconds of the stream from one answer to the next (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--all-faces",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="answer for every face, not only for the largest (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--show",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="open a window with box, id, emotion and a bar for each of the seven; q closes it (default: %(default)s)",
+    )
+    parser.add_argument("--record", type=str, default="", help="write what the window shows to this .mp4 file")
+    parser.add_argument(
+        "--log",
+        type=str,
+        default="",
+        help="write time, track, box and the seven probabilities of every answer to this .csv file",
+    )
+    parser.add_argument(
+        "--model", type=str, default="", help="a .tflite model; empty for results/model/my_own_model.tflite"
+    )
+    return parser.parse_args(argv)
+
+
+def main(source: str, every: float, all_faces: bool, show: bool, record: str, log: str, model: str):
+    if not 0 < every < math.inf:
+        raise utils.InputError(f"--every is {every}; expected seconds, more than 0")
+    if record and (Path(record).suffix.lower() != ".mp4" or Path(record).is_dir()):
+        raise utils.InputError(f"--record is {record}; expected the name of a file that ends in .mp4")
+    net = utils.EmotionNet(model or None)
+    video = open_video(str(source))
+    print("Reading video stream ...\n", flush=True)
+    answers, summary = run(video, every, all_faces, show, record, log, net)
+    print(summary, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    utils.run_script(main, parse_args)

@@ -1,0 +1,225 @@
+"""`python scripts/predict_live_stream.py`, as a user runs it."""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+import utils
+from tests.code.test_video import numbered_frames, serve_mjpeg
+from tests.conftest import assert_one_clear_line
+
+SCRIPT = "predict_live_stream.py"
+ANSWER = re.compile(rf"\d\d:\d\d:\d\ds : (no face|({'|'.join(utils.EMOTIONS)}) , \d{{1,3}}%)")
+
+
+@pytest.fixture(scope="module")
+def clip_run(tmp_path_factory):
+    """The bundled clip once through the script, with a log and a recording: the process, the rows and the video."""
+    folder = tmp_path_factory.mktemp("clip")
+    command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", utils.CLIP, "--log", "log.csv"]
+    process = subprocess.run([*command, "--record", "out.mp4"], cwd=folder, capture_output=True, text=True, timeout=120)
+    with open(folder / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return process, rows, folder / "out.mp4"
+
+
+def test_prints_an_answer_for_every_second_in_the_promised_form(clip_run):
+    process, _, _ = clip_run
+    assert process.returncode == 0, process.stderr
+    head, *blocks = process.stdout.removesuffix("\n\n").split("\n\n")
+    assert head == "Reading video stream ..."
+    for second, block in enumerate(blocks):
+        first, answer = block.split("\n")
+        assert first == "Preprocessing ..."
+        assert ANSWER.fullmatch(answer), answer
+        assert answer.startswith(f"00:00:{second:02}s : ")
+    assert len(blocks) == 20
+    assert sum("%" in block for block in blocks) >= 18
+
+
+def test_the_log_has_the_box_and_the_probabilities_of_every_face(clip_run):
+    _, rows, _ = clip_run
+    assert len({row["seconds"] for row in rows}) >= 18
+    assert len({row["track"] for row in rows}) >= 2  # two people are in the clip
+    for row in rows:
+        assert sum(float(row[emotion]) for emotion in utils.EMOTIONS) == pytest.approx(1, abs=0.002)
+        assert 60 < int(row["right"]) - int(row["left"]) == int(row["bottom"]) - int(row["top"]) < 400
+
+
+def test_the_log_and_the_lines_say_the_same(clip_run):
+    process, rows, _ = clip_run
+    first = {}
+    for row in rows:
+        first.setdefault(int(float(row["seconds"]) + 0.01), row)
+    for second, row in first.items():
+        best = max(utils.EMOTIONS, key=lambda emotion: float(row[emotion]))
+        assert f"00:00:{second:02}s : {best} , " in process.stdout
+
+
+def test_the_recording_is_as_long_as_the_stream(clip_run):
+    _, _, path = clip_run
+    video = utils.Video(path)
+    frames = [frame for _, frame in video]
+    assert len(frames) / video.fps == pytest.approx(20, abs=0.1)
+    assert frames[0].shape == (480, 640 + 230, 3)
+
+
+def test_without_a_webcam_the_clip_is_played_and_a_message_says_so(run_script):
+    if cv2.VideoCapture(0).isOpened():
+        pytest.skip("there is a webcam")
+    process = run_script(SCRIPT, "--every", 10)
+    assert process.returncode == 0
+    assert "No webcam" in process.stderr and "bundled clip" in process.stderr
+    assert process.stdout.count("Preprocessing ...") == 2
+
+
+def test_every_and_all_faces(run_script, write_video, astronaut, hopper):
+    frame = np.hstack([astronaut, cv2.resize(hopper[:512], (512, 512))])
+    process = run_script(SCRIPT, "--source", write_video([frame] * 20, fps=10), "--every", 0.5, "--all-faces")
+    blocks = process.stdout.strip().split("\n\n")[1:]
+    assert [block.split("\n")[1].split("s : ")[0] for block in blocks] == [
+        "00:00:00.00", "00:00:00.50", "00:00:01.00", "00:00:01.50",
+    ]  # fmt: skip
+    for block in blocks:
+        assert "face 1 : " in block and "face 2 : " in block
+
+
+def test_no_face_is_said(run_script, write_video):
+    process = run_script(SCRIPT, "--source", write_video(numbered_frames(20), fps=10))
+    assert process.stdout.count("s : no face\n") == 2
+
+
+def test_starts_no_tensorflow_and_no_plotting(write_video):
+    """Starting TensorFlow takes four seconds, which the first answer does not have."""
+    path = write_video(numbered_frames(5))
+    code = (
+        f"import sys, runpy; sys.argv = ['x', '--source', {str(path)!r}]\n"
+        f"try: runpy.run_path({str(utils.ROOT / 'scripts' / SCRIPT)!r}, run_name='__main__')\n"
+        "finally: print(sorted({'tensorflow', 'keras', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.stdout.endswith("[]\n"), process.stdout + process.stderr
+
+
+def test_ctrl_c_ends_a_stream_with_a_summary_and_keeps_the_recording(tmp_path):
+    with serve_mjpeg(numbered_frames(25) * 40, seconds_per_frame=0.04) as (url, _):
+        command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", url, "--record", tmp_path / "out.mp4"]
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+        )
+        try:
+            for _ in range(8):  # until the second answer is there
+                process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    lines = [line for line in errors.splitlines() if "Haar" not in line]
+    assert len(lines) == 1 and re.fullmatch(r"[12] s of video in \d+ frames, an answer every 1 s", lines[0]), errors
+    assert sum(1 for _ in utils.Video(tmp_path / "out.mp4")) > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4"]
+
+
+def test_a_camera_is_told_by_the_clock_and_its_loss_is_reported(run_script):
+    with serve_mjpeg(numbered_frames(25), seconds_per_frame=0.04) as (url, server):
+        threading.Timer(6.0, server.shutdown).start()
+        before = time.strftime("%H:%M")
+        process = run_script(SCRIPT, "--source", url, timeout=60)
+    assert process.stdout.split("\n\n")[1].split("\n")[1][:5] in (before, time.strftime("%H:%M"))
+    assert process.stdout.count("no face") >= 3  # it was opened again while the server was there
+    assert process.returncode == 1
+    assert re.match("error: the stream stopped, and http://127.0.0.1", process.stderr.splitlines()[-1])
+
+
+def test_bad_input_is_one_clear_line(run_script, tmp_path, write_video, build_small_model):
+    video = write_video(numbered_frames(5))
+    truncated = tmp_path / "truncated.tflite"
+    truncated.write_bytes(utils.MODEL.with_suffix(".tflite").read_bytes()[:5000])
+    build_small_model(side=32).export(tmp_path / "side32.tflite", format="litert", verbose=False)
+    build_small_model(emotions=5).export(tmp_path / "five.tflite", format="litert", verbose=False)
+    for arguments, words in [
+        (["--source", "nowhere.mp4"], ["nowhere.mp4", "expected a camera number"]),
+        (["--source", truncated], ["truncated.tflite", "not a video"]),
+        (["--source", 97], ["camera 97"]),
+        (["--source", video, "--model", "none.tflite"], ["none.tflite", "train.py"]),
+        (["--source", video, "--model", truncated], ["truncated.tflite", "not a whole"]),
+        (["--source", video, "--model", tmp_path / "side32.tflite"], ["side32.tflite takes 32x32x1", "48x48x1"]),
+        (["--source", video, "--model", tmp_path / "five.tflite"], ["five.tflite", "5 values", "expected 7"]),
+        (["--source", 99999999999], ["99999999999", "expected a camera number"]),
+        (["--source", video, "--every", 0], ["--every", "more than 0"]),
+        (["--source", video, "--every", "nan"], ["--every", "more than 0"]),
+        (["--source", video, "--record", tmp_path], ["--record", ".mp4"]),
+        (["--source", video, "--record", tmp_path / "out.nothing"], ["out.nothing", ".mp4"]),
+    ]:
+        assert_one_clear_line(run_script(SCRIPT, *arguments), *words)
+    assert not list(tmp_path.glob(".*")), "half-written files are left"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the screens of other systems are always there")
+@pytest.mark.parametrize("display", ["", ":987"], ids=["none", "unreachable"])
+def test_show_without_a_screen_says_what_to_do(run_script, write_video, display):
+    video = write_video(numbered_frames(5))
+    process = run_script(SCRIPT, "--source", video, "--show", DISPLAY=display, WAYLAND_DISPLAY="")
+    assert_one_clear_line(process, "--show needs a screen", "--record")
+
+
+def test_a_reader_who_has_had_enough_is_no_error():
+    command = f"{sys.executable} {utils.ROOT / 'scripts' / SCRIPT} --source {utils.CLIP} | head -n 1"
+    process = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert process.stdout == "Reading video stream ...\n" and "rror" not in process.stderr
+
+
+def test_the_clip_without_yunet_gives_eighteen_answers(tmp_path):
+    """Nothing needs a download: the Haar cascade finds the faces too."""
+    code = tmp_path / "without_yunet.py"
+    code.write_text(
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(utils.ROOT)!r})\n"
+        "import utils\n"
+        "utils.YUNET = utils.ROOT / 'missing.onnx'\n"
+        f"runpy.run_path({str(utils.ROOT / 'scripts' / SCRIPT)!r}, run_name='__main__')\n"
+    )
+    process = subprocess.run(
+        [sys.executable, code, "--source", utils.CLIP], capture_output=True, text=True, timeout=120
+    )
+    assert process.stdout.count("%") >= 18
+    assert "Haar" in process.stderr.splitlines()[0]
+
+
+@pytest.fixture
+def virtual_screen():
+    """The display of an Xvfb, a screen that nobody sees."""
+    if not shutil.which("Xvfb"):
+        pytest.skip("Xvfb is not there: `apt install xvfb`")
+    read, write = os.pipe()
+    server = subprocess.Popen(
+        ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24"], pass_fds=[write], stderr=subprocess.DEVNULL
+    )
+    display = ":" + os.read(read, 10).decode().strip()
+    yield display
+    server.terminate()
+    server.wait()
+
+
+def test_the_window_shows_a_file_in_its_own_time(run_script, write_video, astronaut, virtual_screen):
+    video = write_video([astronaut] * 30, fps=10)
+    began = time.monotonic()
+    process = run_script(SCRIPT, "--source", video, "--show", DISPLAY=virtual_screen)
+    assert process.returncode == 0, process.stderr
+    assert time.monotonic() - began > 2.9
+    assert process.stdout.count("Preprocessing ...") == 3
