@@ -1,0 +1,62 @@
+"""papermill executes every notebook, with small parameters; scripts tell their parameters."""
+
+import nbformat
+import papermill
+import pytest
+
+import utils
+
+NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("*.ipynb"))
+SCRIPTS = sorted((utils.ROOT / "scripts").glob("*.py"))
+
+
+@pytest.fixture
+def small_parameters(small_fer2013, tmp_path):
+    """What makes each notebook quick, and keeps it from writing into the project."""
+    data = {"data": str(small_fer2013)}
+    video = {"source": str(utils.CLIP)}
+    small_run = {"epochs": 1, "batch_size": 32, "precision": "float32"}
+    return {
+        "00_get_data": {"only_detector": True, "data": str(tmp_path), "detector_source": "http://127.0.0.1:9/x"},
+        "03_cnn_iterations": data | small_run | {"run": str(tmp_path / "run"), "output": str(tmp_path / "model")},
+        "05_evaluation": data | {"verbose": True},
+        "06_preprocessing_test": video | {"output": str(tmp_path / "faces")},
+        "07_live_stream": video | {"every": 2.0},
+    }
+
+
+def execute(notebook, parameters, output):
+    """Execute a notebook with papermill, which only warns of a parameter that the notebook does not have."""
+    unknown = parameters.keys() - papermill.inspect_notebook(notebook).keys()
+    if unknown:
+        raise ValueError(f"{notebook} has no parameter {', '.join(sorted(unknown))}")
+    quiet = {"kernel_name": "python3", "progress_bar": False}
+    papermill.execute_notebook(notebook, output, parameters, cwd=notebook.parent, execution_timeout=600, **quiet)
+    return nbformat.read(output, as_version=4)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_executes_it(notebook, small_parameters, tmp_path):
+    executed = execute(notebook, small_parameters[notebook.stem], tmp_path / "executed.ipynb")
+    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert outputs
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_executed_copy_is_of_this_notebook(notebook):
+    """The sources in results/notebooks are those in notebooks/, every code cell was run, and none failed."""
+    copy = utils.RESULTS / "notebooks" / notebook.name
+    assert copy.is_file(), f"{notebook.name} was not executed: run `make notebooks`"
+    cells = nbformat.read(copy, as_version=4).cells
+    executed = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    sources = [cell.source for cell in nbformat.read(notebook, as_version=4).cells]
+    assert [cell.source for cell in executed] == sources, f"{copy} is out of date: run `make notebooks`"
+    counts = [cell.execution_count for cell in executed if cell.cell_type == "code"]
+    assert None not in counts, f"{copy} has cells that were not run: run `make notebooks`"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_has_help(script, run_script):
+    process = run_script(script.name, "--help")
+    assert process.returncode == 0 and "usage:" in process.stdout
+    assert "default" in process.stdout or "empty for" in process.stdout
