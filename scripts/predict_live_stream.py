@@ -199,13 +199,13 @@ def run(video, every, all_faces, show, record, log, net):
     Raises:
         utils.InputError: the source stopped, there is no screen for the window, or a file cannot be written.
     """
+    detector = utils.FaceDetector()  # first, since it may fail, and an older log or recording must outlive that
     answers, frames, seconds, due, failure = deque(maxlen=1000), 0, 0.0, 0, None
     with ExitStack() as stack:
         window = stack.enter_context(closing(Window(video.is_live))) if show else None
         target = stack.enter_context(utils.replacing(record)) if record else None
         recorder = stack.enter_context(closing(Recorder(target, video.fps))) if record else None
         table = stack.enter_context(closing(AnswerLog(log))) if log else None
-        detector = utils.FaceDetector()
         if detector.name == "Haar":
             print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
         try:
