@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import logging
+import math
 import os
 import pickle
 import re
@@ -249,6 +250,15 @@ def _cached(source, cache, side):
     return images, labels, usages
 
 
+def find_twins(images):
+    """Return (n,) int64 group numbers, from 0: images that are equal in every pixel have the same.
+
+    Args:
+        images: (n, 48, 48) uint8.
+    """
+    return np.unique(images.reshape(len(images), -1), axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def split_validation(images, labels, fraction=0.1, seed=0):
     """Split off a stratified validation set, keeping exact twins on one side.
 
@@ -263,13 +273,14 @@ def split_validation(images, labels, fraction=0.1, seed=0):
     Returns:
         train (k,) and validation (n - k,) int64: sorted positions in `images`.
     """
-    _, first, group = np.unique(images.reshape(len(images), -1), axis=0, return_index=True, return_inverse=True)
+    group = find_twins(images)
+    first = np.unique(group, return_index=True)[1]
     rng = np.random.default_rng(seed)
     validation_groups = []
     for emotion in range(len(EMOTIONS)):
         groups = rng.permutation(np.flatnonzero(labels[first] == emotion))
         validation_groups.append(groups[: round(fraction * len(groups))])
-    in_validation = np.isin(group.reshape(-1), np.concatenate(validation_groups))
+    in_validation = np.isin(group, np.concatenate(validation_groups))
     return np.flatnonzero(~in_validation), np.flatnonzero(in_validation)
 
 
@@ -417,12 +428,35 @@ def crop_face(frame, face):
 
 @dataclass
 class Track:
-    """A face followed through time: its id (from 1), the newest Face, when it was seen (s) and its velocity (px/s)."""
+    """A face followed through time: its id (from 1), the newest Face, when it was seen (s) and its velocity (px/s).
+
+    What was made of it is there too: its probabilities, (7,), their weight, and when they were last blended (s).
+    """
 
     id: int
     face: Face
     seen: float
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
+    probabilities: np.ndarray | float = 0.0
+    weight: float = 0.0
+    blended: float = -math.inf
+
+    def blend(self, probabilities, seconds, time_constant):
+        """Return the track's probabilities, averaged over time, so that one odd frame does not change the answer.
+
+        A mean over all frames of the track in which one that is a time constant old counts 1/e of a new one (Eckner
+        2012, "Algorithms for unevenly spaced time series"); the first frame counts no more than any other.
+
+        Args:
+            probabilities: (7,) of the newest frame.
+            seconds: time of that frame.
+            time_constant: in seconds; 0 for the newest frame alone.
+        """
+        fade = math.exp(-(seconds - self.blended) / time_constant) if time_constant else 0.0
+        self.weight = fade * self.weight + 1
+        self.probabilities = self.probabilities + (probabilities - self.probabilities) / self.weight
+        self.blended = seconds
+        return self.probabilities
 
     def expected_place(self, seconds):
         """Where the centre should be at `seconds`: straight on for half a second, then it waits."""
@@ -754,6 +788,31 @@ def save_model(model, path):
             raise RuntimeError(
                 f"OpenCV's probabilities differ by {difference:.2g} from Keras': build it of other layers"
             )
+
+
+def reliability(probabilities, labels, bins=15):
+    """Compare how sure a classifier is with how often it is right. Source: Guo et al. 2017, arXiv:1706.04599.
+
+    Args:
+        probabilities: (n, 7) float, each row a softmax.
+        labels: (n,) int.
+        bins: number of equal intervals between 0 and 1.
+
+    Returns:
+        For each bin, as (bins,) arrays: mean probability of the predicted class, share of right predictions, and
+        number of predictions. A bin without predictions has 0 in all of them.
+    """
+    confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(place, minlength=bins)
+    safe = np.maximum(count, 1)
+    return np.bincount(place, confidence, bins) / safe, np.bincount(place, hits, bins) / safe, count
+
+
+def calibration_error(probabilities, labels, bins=15):
+    """Return the expected calibration error, 0 to 1: the gap in `reliability`, averaged over all predictions."""
+    confidence, accuracy, count = reliability(probabilities, labels, bins)
+    return float((np.abs(confidence - accuracy) * count).sum() / count.sum())
 
 
 # --------------------------------------------------------------------------------------------------------- plots

@@ -34,23 +34,25 @@ def open_video(source):
         return utils.Video(utils.CLIP)
 
 
-def analyse(video, detector, net):
+def analyse(video, detector, net, smoothing=0.5):
     """Follow the faces of a video and classify them in every frame.
 
     Args:
         video: iterable of (seconds, frame), such as utils.Video.
         detector: utils.FaceDetector.
         net: utils.EmotionNet.
+        smoothing: time constant in seconds of the average over the frames of a face; 0 for single frames.
 
     Yields:
-        seconds, frame, and for each face, largest first: its id, its utils.Face and its (7,) float32 probabilities.
+        seconds, frame, and for each face, largest first: its id, its utils.Face and its (7,) probabilities.
     """
     tracker = utils.FaceTracker()
     for seconds, frame in video:
         frame = utils.to_bgr(frame)
         tracks = tracker.update(detector.detect(frame), seconds)
         probabilities = net.predict([utils.crop_face(frame, track.face) for track in tracks])
-        yield seconds, frame, [(track.id, track.face, p) for track, p in zip(tracks, probabilities, strict=True)]
+        pairs = zip(tracks, probabilities, strict=True)
+        yield seconds, frame, [(track.id, track.face, track.blend(p, seconds, smoothing)) for track, p in pairs]
 
 
 def format_time(seconds, live, every):
@@ -190,7 +192,7 @@ class Recorder:
             self._writer.release()
 
 
-def run(video, every, all_faces, show, record, log, net):
+def run(video, every, smoothing, all_faces, show, record, log, net):
     """Answer every `every` seconds of `video`; the other arguments are those of the script, and `net` its EmotionNet.
 
     Returns:
@@ -209,7 +211,7 @@ def run(video, every, all_faces, show, record, log, net):
         if detector.name == "Haar":
             print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
         try:
-            for seconds, frame, faces in analyse(video, detector, net):
+            for seconds, frame, faces in analyse(video, detector, net, smoothing):
                 frames += 1
                 if seconds >= due * every - 1e-6:
                     due = math.floor(seconds / every + 1e-6) + 1
@@ -248,6 +250,12 @@ def parse_args(argv=None):
         help="seconds of the stream from one answer to the next (default: %(default)s)",
     )
     parser.add_argument(
+        "--smoothing",
+        type=float,
+        default=0.5,
+        help="time constant in seconds of the average over a face's frames; 0 for single frames (default: %(default)s)",
+    )
+    parser.add_argument(
         "--all-faces",
         action=argparse.BooleanOptionalAction,
         default=False,
@@ -272,15 +280,17 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(source: str, every: float, all_faces: bool, show: bool, record: str, log: str, model: str):
+def main(source: str, every: float, smoothing: float, all_faces: bool, show: bool, record: str, log: str, model: str):
     if not 0 < every < math.inf:
         raise utils.InputError(f"--every is {every}; expected seconds, more than 0")
+    if not 0 <= smoothing < math.inf:
+        raise utils.InputError(f"--smoothing is {smoothing}; expected seconds, 0 or more")
     if record and (Path(record).suffix.lower() != ".mp4" or Path(record).is_dir()):
         raise utils.InputError(f"--record is {record}; expected the name of a file that ends in .mp4")
     net = utils.EmotionNet(model or None)
     video = open_video(str(source))
     print("Reading video stream ...\n", flush=True)
-    answers, summary = run(video, every, all_faces, show, record, log, net)
+    answers, summary = run(video, every, smoothing, all_faces, show, record, log, net)
     print(summary, file=sys.stderr)
 
 

@@ -140,3 +140,18 @@ def test_a_face_far_away_is_another_face():
     tracker = utils.FaceTracker()
     ids(tracker, [(100, 200, 80)], 0.0)
     assert ids(tracker, [(500, 200, 80)], 0.04) == [2]
+
+
+def test_one_odd_frame_does_not_change_a_track():
+    """And a lasting change wins after ln 2 = 0.69 time constants, however many frames a second there are."""
+    happy, sad = np.eye(7)[3], np.eye(7)[4]
+    for fps in (5, 25, 100):
+        track = utils.Track(1, utils.Face(50, 50, 40, 1.0), 0.0)
+        assert track.blend(sad, 0.0, 0.5) == pytest.approx(sad)
+        for i in range(1, 4 * fps):
+            blended = track.blend(sad if i == fps // 2 else happy, i / fps, 0.5)
+            assert blended.sum() == pytest.approx(1)
+            assert i < 3 or blended.argmax() == 3
+        steps = [i for i in range(fps) if track.blend(sad, 4 + i / fps, 0.5).argmax() == 4]
+        assert steps[0] / fps == pytest.approx(0.5 * np.log(2), abs=1.5 / fps)
+    assert track.blend(happy, 9.0, 0) == pytest.approx(happy)
