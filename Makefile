@@ -39,7 +39,7 @@ data: setup ## download FER2013 and the YuNet face detector (ARGS="--archive som
 predict: setup ## the accuracy on the test set (needs the data)
 	@$(PY) scripts/predict.py $(ARGS)
 
-train: setup ## train the CNN from scratch into results/model (needs the data; an hour or more on two cores)
+train: setup ## train the CNN from scratch into results/model (needs the data; two hours on two cores; ARGS="--again")
 	@$(PY) scripts/train.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: ARGS="--allow-root")
@@ -51,7 +51,7 @@ scripts: setup ## export the notebooks to scripts/
 	rm -f scripts/*.py && mv runs/scripts/*.py scripts/
 
 # The live stream gets the clip, since a webcam never ends; 05 reads what `make bench` has measured.
-notebooks: setup ## execute the notebooks with papermill into results/notebooks (needs the data; trains if runs/ is empty)
+notebooks: setup ## execute the notebooks with papermill into results/notebooks (needs the data)
 	@mkdir -p runs/notebooks results/notebooks
 	@for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook); \
 	    case $$name in 05*) with="-p verbose True";; 07*) with="-p source $(CLIP)";; *) with="";; esac; \

@@ -1,5 +1,6 @@
 """`python scripts/train.py`, as a user runs it, on a data set of noise that takes seconds."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -10,6 +11,15 @@ import utils
 from tests.conftest import assert_one_clear_line
 
 SMALL = ["--batch-size", 32, "--precision", "float32"]
+
+
+@pytest.fixture(scope="module")
+def train_module():
+    """scripts/train.py as a module."""
+    spec = importlib.util.spec_from_file_location("train", utils.ROOT / "scripts" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -24,30 +34,52 @@ def train(run_script, small_fer2013, tmp_path):
 def test_trains_saves_and_reports(train, tmp_path):
     process = train("--epochs", 3)
     assert process.returncode == 0, process.stderr
-    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert process.stdout.count("min left") == 3
+    results = tmp_path / "model"
+    names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
         "my_own_model.pkl", "my_own_model.tflite", "my_own_model.json", "my_own_model_architecture.txt",
-        "my_own_model_log.csv", "learning_curves.png",
+        "learning_curves.png", "iterations.csv", "logs/final.csv",
     }  # fmt: skip
-    log = pd.read_csv(tmp_path / "run" / "log.csv")
+    log = pd.read_csv(results / "logs" / "final.csv")
     assert len(log) == 3 and log["loss"].iloc[-1] < log["loss"].iloc[0]
+    assert log["learning_rate"].iloc[-1] < log["learning_rate"].max() and (log["seconds"] > 0).all()
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
-    report = json.loads((tmp_path / "model" / "my_own_model.json").read_text())
+    report = json.loads((results / "my_own_model.json").read_text())
     assert report["arguments"]["epochs"] == report["epochs_trained"] == 3
-    assert report["best_epoch"] == log["val_loss"].idxmin() + 1
+    row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["final"]
+    assert row["best_epoch"] == 3  # the only one with full-size faces, which the saved model gets
+    assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "residual"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
-    expected = utils.load_model(tmp_path / "model" / "my_own_model.pkl").predict(faces[..., None] * 1.0, verbose=0)
-    net = utils.EmotionNet(tmp_path / "model" / "my_own_model.tflite")
+    expected = utils.load_model(results / "my_own_model.pkl").predict(faces[..., None] * 1.0, verbose=0)
+    net = utils.EmotionNet(results / "my_own_model.tflite")
     assert net.predict(faces) == pytest.approx(expected, abs=1e-5)
-    again = train("--epochs", 3)
-    assert again.returncode == 0 and "was trained to its end before" in again.stdout
-    assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 3
-    assert "Rescaling" in (tmp_path / "model" / "my_own_model_architecture.txt").read_text(encoding="utf-8")
+    text = (results / "my_own_model_architecture.txt").read_text(encoding="utf-8")
+    assert "Rescaling" in text and f"{report['validation_accuracy']:.1%}" in text
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, tmp_path):
-    """Pull the plug after the first epoch of two; the log that is there in the end is that of a whole run."""
-    assert train("--epochs", 2, run="whole").returncode == 0
+def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
+    """An earlier iteration gets its row and log, and leaves the model alone."""
+    assert train("--epochs", 1, "--iteration", "plain").returncode == 0
+    assert not list((tmp_path / "model").glob("my_own_model*"))
+    again = train("--epochs", 1, "--iteration", "plain")
+    assert again.returncode == 0 and "holds this run of plain" in again.stdout and "epoch 1:" not in again.stdout
+    other = train("--epochs", 1, "--iteration", "plain", "--again")
+    assert other.returncode == 0 and "epoch 1:" in other.stdout
+    assert train("--epochs", 1, "--iteration", "vgg", run="vgg").returncode == 0
+    assert pd.read_csv(tmp_path / "model" / "iterations.csv")["iteration"].tolist() == ["plain", "vgg"]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, train_module, small_fer2013, tmp_path):
+    """Pull the plug after the first epoch of three; log and averaged weights in the end are those of a whole run."""
+    epochs = ["--epochs", 3, "--batch-size", 8]  # steps enough for a moving average of the weights
+    whole = train(*epochs, run="whole")
+    assert (
+        whole.returncode == 0
+        and json.loads(whole.stdout[whole.stdout.index("{") : whole.stdout.index("}") + 1])["ema_used"] > 0.5
+    )
+    import keras
+
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('PULL_THE_PLUG'):\n"
@@ -59,14 +91,86 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, tmp_path):
         "    fit = keras.Model.fit\n"
         "    keras.Model.fit = lambda *a, callbacks, **k: fit(*a, callbacks=[*callbacks, Plug()], **k)\n"
     )
-    stopped = train("--epochs", 2, run="stopped", environment={"PULL_THE_PLUG": "1", "PYTHONPATH": str(tmp_path)})
+    environment = {"PULL_THE_PLUG": "1", "PYTHONPATH": str(tmp_path)}
+    stopped = train(*epochs, "--again", run="stopped", environment=environment)
     assert stopped.returncode == 9
     assert len(pd.read_csv(tmp_path / "stopped" / "log.csv")) == 1
-    assert train("--epochs", 2, run="stopped").returncode == 0
+    with open(tmp_path / "stopped" / "log.csv", "a") as log:
+        log.write("1,0,0,9,9,0,9\n")  # and as if it was pulled between the log and the checkpoint once more
+    assert train(*epochs, "--again", run="stopped").returncode == 0
     whole, resumed = (pd.read_csv(tmp_path / run / "log.csv") for run in ("whole", "stopped"))
-    assert resumed["epoch"].tolist() == [0, 1]
+    assert resumed["epoch"].tolist() == [0, 1, 2]
     assert resumed["loss"].to_numpy() == pytest.approx(whole["loss"].to_numpy(), rel=1e-3)
     assert resumed["val_loss"].to_numpy() == pytest.approx(whole["val_loss"].to_numpy(), rel=1e-3)
+
+    model = train_module.build_model()
+    model.load_weights(tmp_path / "stopped" / "best.weights.h5")
+    model.compile(loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.05))
+    images, labels = utils.load_fer2013("train", small_fer2013)
+    validation = utils.split_validation(images, labels)[1]
+    faces, targets = images[validation][..., None].astype(np.float32), np.eye(7)[labels[validation]]
+    loss = model.evaluate(faces, targets, verbose=0)
+    assert loss == pytest.approx(whole["val_loss"].iloc[2], rel=1e-3)  # the third epoch alone has full-size faces
+
+
+def test_early_stopping_counts_from_the_log(train_module, build_small_model):
+    """Of three epochs without a better loss two were before the run was stopped: the next one is the last."""
+    import keras
+
+    model = build_small_model()
+    model.compile(keras.optimizers.SGD(0.0), "categorical_crossentropy")
+    faces, targets = np.zeros((4, 48, 48, 1)), np.eye(7)[:4]
+    stop = train_module.EarlyStopping(past_losses=[0.1, 0.2, 0.3], patience=3)
+    limits = {"initial_epoch": 3, "epochs": 6}
+    history = model.fit(faces, targets, validation_data=(faces, targets), callbacks=[stop], verbose=0, **limits)
+    assert history.epoch == [3]
+
+
+def test_the_temperature_is_found_and_changes_no_prediction(train_module):
+    """Labels are drawn from a softmax; one with logits three times as large should be divided by three."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (20_000, 7))
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (true.cumsum(axis=1) > rng.random((len(true), 1))).argmax(axis=1)
+    too_sure = true**3 / (true**3).sum(axis=1, keepdims=True)
+    assert train_module.fit_temperature(too_sure, labels) == pytest.approx(3, rel=0.05)
+    assert utils.calibration_error(true, labels) < 0.02 < 0.1 < utils.calibration_error(too_sure, labels)
+
+    model = train_module.build_model("plain")
+    faces = rng.integers(0, 256, (5, 48, 48, 1)).astype(np.float32)
+    before = model.predict(faces, verbose=0)
+    train_module.divide_logits(model, 3.0)
+    expected = before ** (1 / 3) / (before ** (1 / 3)).sum(axis=1, keepdims=True)
+    assert model.predict(faces, verbose=0) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_face_is_looked_at_as_the_saved_model_does(train_module):
+    """What training cuts out of a face is what the model crops by itself, and augmented faces are centred on it."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    whole, part = train_module.build_model("plain"), train_module.build_model("plain", side=train_module.VIEW)
+    part.set_weights(whole.get_weights())
+    faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
+    seen = part.predict(train_module.look(faces), verbose=0)
+    assert whole.predict(faces[..., None].astype(np.float32), verbose=0) == pytest.approx(seen, abs=1e-6)
+    bright_corner = np.zeros((48, 48), np.uint8)
+    bright_corner[18:30, 18:30] = 255
+    for side in (32, 44):
+        rng = np.random.default_rng(1)
+        mean = np.mean([train_module.augment(bright_corner, side, 0.0, rng) for _ in range(300)], axis=0)
+        mean -= mean.min()
+        centre = (
+            (mean.sum(axis=0) * np.arange(side)).sum() / mean.sum(),
+            (mean.sum(axis=1) * np.arange(side)).sum() / mean.sum(),
+        )
+        assert centre == pytest.approx([(side - 1) / 2] * 2, abs=0.4)
+
+
+def test_making_a_batch_costs_less_than_learning_from_it():
+    """Measured in the recorded runs, on the machine that trained: otherwise the network would wait for its faces."""
+    final = pd.read_csv(utils.MODEL.parent / "iterations.csv").set_index("iteration").loc["final"]
+    assert final["milliseconds_of_augmentation_a_step"] < final["milliseconds_a_step"] / 3
 
 
 def test_a_run_is_not_continued_with_other_arguments(train):
@@ -87,7 +191,14 @@ def test_the_test_rows_are_never_opened(train, small_fer2013, tmp_path):
 
 @pytest.mark.parametrize(
     "flag, value",
-    [("--epochs", 0), ("--batch-size", 0), ("--precision", "foo"), ("--learning-rate", "nan"), ("--limit", 2)],
+    [
+        ("--epochs", -1),
+        ("--iteration", "best"),
+        ("--batch-size", 0),
+        ("--precision", "foo"),
+        ("--learning-rate", "nan"),
+        ("--limit", 2),
+    ],
 )
 def test_arguments_that_make_no_sense_are_one_clear_line(train, tmp_path, flag, value):
     assert_one_clear_line(train(flag, value), "expected")
