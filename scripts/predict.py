@@ -12,19 +12,28 @@ import numpy as np
 import utils
 
 
-def wilson_interval(hits, trials):
-    """Return the 95 % interval of a share, as two numbers from 0 to 1. Source: Wilson 1927, doi 10.2307/2276774."""
-    z, share = 1.96, hits / trials
-    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return centre - half, centre + half
+def bootstrap_interval(statistic, *columns, draws=1000):
+    """Return the 95 % interval of a statistic: percentiles of bootstrap draws, as two floats.
+
+    Args:
+        statistic: takes arrays like `columns` and returns a number.
+        columns: arrays of the same length n, drawn together; the draws are the same in every call with that n.
+    """
+    rng = np.random.default_rng(0)
+    count = len(columns[0])
+    values = []
+    for _ in range(draws):
+        chosen = rng.integers(0, count, count)
+        values.append(statistic(*(column[chosen] for column in columns)))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def describe(name, hits):
     """Return one line with the share of `hits`, (n,) bool, and its interval."""
     if not len(hits):
         return f"{name:<12} no images"
-    low, high = wilson_interval(hits.sum(), len(hits))
+    low, high = bootstrap_interval(np.mean, hits)
     return f"{name:<12} {hits.mean():6.1%}  ({low:.1%} to {high:.1%})  {hits.sum()} of {len(hits)}"
 
 

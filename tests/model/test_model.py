@@ -1,15 +1,21 @@
 """Does the saved model behave: its contract, its sense, and that the files beside it belong to it."""
 
 import json
+import sys
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 import utils
 from tests.conftest import needs_data
 
+sys.path.insert(0, str(utils.ROOT / "scripts"))
+import predict_live_stream as live_stream  # noqa: E402
+
 FOLDER = utils.MODEL.parent
+ACTED = utils.DATA / "videos" / "woman_shows_emotions.mp4"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +69,19 @@ def test_a_smile_stays_happy_in_other_light(net, portraits, gain, offset):
     assert names(net.predict(changed)) == ["Happy"]
 
 
+@pytest.mark.skipif(not ACTED.is_file(), reason=f"{ACTED} is not there: see data/README.md")
+def test_an_actress_shows_four_emotions_and_each_is_held(net):
+    """Each for more than a second without a break, in a real video of a woman who cries, is startled and laughs."""
+    held, since, before = {}, 0.0, None
+    for seconds, _, faces in live_stream.analyse(utils.Video(ACTED), utils.FaceDetector(), net):
+        emotion = int(faces[0][2].argmax()) if faces else None
+        if emotion != before:
+            since, before = seconds, emotion
+        held[emotion] = max(held.get(emotion, 0.0), seconds - since)
+    shown = {utils.EMOTIONS[emotion] for emotion, length in held.items() if emotion is not None and length > 1}
+    assert len(shown) >= 4 and {"Sad", "Fear", "Happy"} <= shown
+
+
 def test_a_mirrored_face_feels_the_same(net, portraits):
     mirrored = np.stack([cv2.flip(face, 1) for face in portraits])
     assert np.abs(net.predict(mirrored) - net.predict(portraits)).max() < 0.25
@@ -72,8 +91,33 @@ def test_the_report_beside_the_model_is_about_it(model):
     report = json.loads(utils.MODEL.with_suffix(".json").read_text())
     assert report["parameters"] == model.count_params()
     assert report["train_images"] + report["validation_images"] == 28_709
-    summary = (FOLDER / "my_own_model_architecture.txt").read_text(encoding="utf-8")
-    assert f"{model.count_params():,}" in summary
+    text = (FOLDER / "my_own_model_architecture.txt").read_text(encoding="utf-8")
+    assert f"{model.count_params():,}" in text
+    iterations = pd.read_csv(FOLDER / "iterations.csv").set_index("iteration")
+    assert iterations.loc["final", "validation_accuracy"] == report["validation_accuracy"]
+    for name, row in iterations.iterrows():
+        log = pd.read_csv(FOLDER / "logs" / f"{name}.csv")
+        best = log.loc[log["epoch"] == row["best_epoch"] - 1].iloc[0]
+        assert len(log) == row["epochs_trained"] and best["val_accuracy"] == pytest.approx(
+            row["validation_accuracy"], abs=0.01
+        )
+        assert f"{row['validation_accuracy']:.1%}" in text
+    assert "TODO" not in text
+
+
+def test_training_stopped_before_it_overfitted():
+    """The validation loss of the epoch that was kept is the lowest, and until the end it hardly rose."""
+    log = pd.read_csv(FOLDER / "logs" / "final.csv")
+    assert log["val_loss"].iloc[-1] - log["val_loss"].min() < 0.02
+    assert log["val_loss"].iloc[-1] < log["val_loss"].iloc[: len(log) // 2].min()
+
+
+def test_the_figures_are_not_worse_than_they_were():
+    evaluation = json.loads((utils.RESULTS / "evaluation.json").read_text())
+    assert evaluation["accuracy"]["all of the test set"]["value"] > 0.68
+    assert evaluation["accuracy"]["PrivateTest"]["value"] > 0.68
+    assert evaluation["calibration error"] < 0.04
+    assert set(evaluation["robustness"]) == {"blur", "noise", "darkness", "low resolution", "JPEG", "shift"}
 
 
 @needs_data
