@@ -1,8 +1,10 @@
 """The downloaded FER2013 is the published one."""
 
+import json
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import utils
@@ -44,3 +46,23 @@ def test_no_twin_is_in_training_and_validation():
     train, validation = utils.split_validation(images, labels)
     assert len(validation) == pytest.approx(0.1 * len(images), rel=0.02)
     assert not {images[i].tobytes() for i in train} & {images[i].tobytes() for i in validation}
+
+
+@needs_usage
+def test_the_list_of_twins_is_true_and_whole():
+    """Each exact twin in results/eda/twins.csv has one in its group, and none that is in two splits is missing."""
+    table = pd.read_csv(utils.RESULTS / "eda" / "twins.csv")
+    splits = {usage.replace("Training", "train"): utils.load_fer2013(split)[0] for split, usage in USAGES.items()}
+    pixels = [splits[name][row].tobytes() for name, row in zip(table["set"], table["row"], strict=True)]
+    twice = table.assign(pixels=pixels)[table["exact"]]
+    assert (twice.groupby(["group", "pixels"]).size() > 1).all()
+    train = {image.tobytes() for image in splits["train"]}
+    leaked = {
+        (name, row)
+        for name in ("PublicTest", "PrivateTest")
+        for row, image in enumerate(splits[name])
+        if image.tobytes() in train
+    }
+    listed = set(zip(table["set"], table["row"], strict=True))
+    metrics = json.loads((utils.RESULTS / "eda" / "metrics.json").read_text())
+    assert leaked <= listed and len(leaked) == metrics["exact twins"]["test images with a twin in train"]
