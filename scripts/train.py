@@ -463,6 +463,7 @@ WHY = """\
 - The logits are divided by a temperature that was found on the validation faces, so that 73 % should mean right in
   73 of 100 cases."""
 TAUGHT = {
+    "plain": "It is far better than weighing pixels (02_eda), and knows its training faces better than new ones.",
     "final": "The last fifth of the epochs, on faces as they are, gained much; the validation loss was still falling.",
 }
 
@@ -472,17 +473,21 @@ def architecture_text(model, rows):
     lines = []
     model.summary(line_length=80, print_fn=lines.append)
     lines += ["", "WHY THIS ARCHITECTURE", "", WHY, "", "THE ITERATIONS", ""]
-    before = None
-    for row in rows:
+    before, measured = None, {row["iteration"]: row for row in rows}
+    for name, (_, reason) in CHANGES.items():
+        if name not in measured:
+            lines += [f"{name}: {reason}", "    Not measured yet.", ""]
+            continue
+        row = measured[name]
         accuracy, training = float(row["validation_accuracy"]), float(row["training_accuracy"])
         error = 1.96 * np.sqrt(accuracy * (1 - accuracy) / int(row["validation_images"]))
         change = "" if before is None else f", {(accuracy - before) * 100:+.1f} points"
         lines += [
-            f"{row['iteration']}: {CHANGES[row['iteration']][1]}",
+            f"{name}: {reason}",
             f"    {int(row['parameters']):,} parameters, epoch {row['best_epoch']} of {row['epochs_trained']} kept, "
             f"{row['minutes']} minutes.",
             f"    Accuracy on validation faces {accuracy:.1%} (+-{error:.1%}{change}), on training {training:.1%}.",
-            *([f"    Taught: {TAUGHT[row['iteration']]}"] if row["iteration"] in TAUGHT else []),
+            *([f"    Taught: {TAUGHT[name]}"] if name in TAUGHT else []),
             "",
         ]
         before = accuracy
