@@ -32,9 +32,10 @@ def train(run_script, small_fer2013, tmp_path):
 
 
 def test_trains_saves_and_reports(train, tmp_path):
+    """The final iteration, and before it the one whose weights it starts from."""
     process = train("--epochs", 3)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("min left") == 3
+    assert process.stdout.count("min left") == 3 + 3 and (tmp_path / "long" / "finished").is_file()
     results = tmp_path / "model"
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
@@ -49,7 +50,7 @@ def test_trains_saves_and_reports(train, tmp_path):
     assert report["arguments"]["epochs"] == report["epochs_trained"] == 3
     row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["final"]
     assert row["best_epoch"] == 3  # the only one with full-size faces, which the saved model gets
-    assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "residual"
+    assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "grown"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     expected = utils.load_model(results / "my_own_model.pkl").predict(faces[..., None] * 1.0, verbose=0)
     net = utils.EmotionNet(results / "my_own_model.tflite")
@@ -72,7 +73,7 @@ def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, train_module, small_fer2013, tmp_path):
     """Pull the plug after the first epoch of three; log and averaged weights in the end are those of a whole run."""
-    epochs = ["--epochs", 3, "--batch-size", 8]  # steps enough for a moving average of the weights
+    epochs = ["--iteration", "long", "--epochs", 3, "--batch-size", 8]  # steps enough for averaged weights
     whole = train(*epochs, run="whole")
     assert (
         whole.returncode == 0
@@ -111,6 +112,51 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, train_module, 
     faces, targets = images[validation][..., None].astype(np.float32), np.eye(7)[labels[validation]]
     loss = model.evaluate(faces, targets, verbose=0)
     assert loss == pytest.approx(whole["val_loss"].iloc[2], rel=1e-3)  # the third epoch alone has full-size faces
+
+
+def test_a_grown_network_starts_where_the_one_before_ended(train_module):
+    """A block more, and the same probabilities to the bit; the block can learn nevertheless."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    faces = np.random.default_rng(0).integers(0, 256, (3, 44, 44, 1)).astype(np.float32)
+    start, grown = (train_module.build_model(name, side=44) for name in ("residual", "grown"))
+    for layer in start.layers:
+        if layer.name.endswith("_norm"):  # as after a training: none is at its first value
+            layer.set_weights([weights + 0.1 for weights in layer.get_weights()])
+    train_module.grow(grown, start)
+    assert grown.count_params() > start.count_params()
+    assert (grown.predict(faces, verbose=0) == start.predict(faces, verbose=0)).all()
+    assert (grown.get_layer("block0b_norm").gamma.numpy() == 0).all()
+    grown.compile(keras.optimizers.SGD(0.1), "categorical_crossentropy")
+    grown.train_on_batch(faces, np.eye(7)[:3])
+    assert np.abs(grown.get_layer("block0b_norm").gamma.numpy()).max() > 0
+
+
+def test_the_batch_norm_of_the_training_is_the_one_of_keras(train_module):
+    """The same outputs and moving averages, in one kernel."""
+    import keras
+
+    inputs = np.random.default_rng(0).normal(3, 2, (16, 6, 6, 4)).astype(np.float32)
+    ours, theirs = train_module.BatchNormalization(), keras.layers.BatchNormalization()
+    for _ in range(3):
+        outputs = [keras.ops.convert_to_numpy(layer(inputs, training=True)) for layer in (ours, theirs)]
+        assert outputs[0] == pytest.approx(outputs[1], abs=1e-4)
+    for own, keras_own in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        assert own == pytest.approx(keras_own, rel=3e-3)  # one divides by n - 1, the other by n
+    outputs = [keras.ops.convert_to_numpy(layer(inputs)) for layer in (ours, theirs)]
+    assert outputs[0] == pytest.approx(outputs[1], rel=3e-3, abs=1e-2)
+
+
+def test_blended_targets_stay_blended(train_module):
+    """What the network before said of a face comes to the network as it was blended, each face with its own."""
+    rng = np.random.default_rng(0)
+    targets = rng.dirichlet(np.ones(7), 10).astype(np.float32)
+    faces = np.arange(10, dtype=np.uint8)[:, None, None] * np.ones((1, 48, 48), np.uint8)
+    batches = train_module.FaceBatches(faces, targets, 44, 10, seed=0, augmentation=False)
+    batch, seen = batches[0]
+    assert sorted(batch[:, 0, 0, 0]) == list(range(10))
+    assert seen == pytest.approx(targets[batch[:, 0, 0, 0].astype(int)])
 
 
 def test_early_stopping_counts_from_the_log(train_module, build_small_model):
