@@ -1,5 +1,5 @@
 # Generated from notebooks/00_get_data.ipynb by `make scripts`: edit the notebook, not this file.
-"""Downloads the images that the network learns from and the model that finds faces, and checks both."""
+"""Downloads the images that the networks learn from and the model that finds faces, and checks them."""
 
 import argparse
 import sys
@@ -33,6 +33,9 @@ YUNET_SOURCE = (
     "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
 )
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+KAGGLE_DIGITS = "https://www.kaggle.com/c/digit-recognizer/data"
+MNIST_SOURCE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"  # that of keras.datasets.mnist
+MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
 
 
 def download(url, folder, timeout, sha256=None):
@@ -238,6 +241,41 @@ def get_fer2013(archive, sources, folder, timeout):
         print(f"FER2013 is complete in {utils.show_path(folder)}")
 
 
+DIGIT_FILES = ("train.csv", "test.csv")
+
+
+def get_digits(url, folder, timeout):
+    """Put the digits into `folder`, as digit-recognizer has them, unless they are there; if they cannot be had, say so.
+
+    train.csv gets three of five digits, label,pixel0..pixel783; test.csv the others, without their labels.
+    """
+    import pandas as pd
+
+    if all((folder / name).is_file() for name in DIGIT_FILES):
+        print(f"the digits are already in {utils.show_path(folder)}")
+        return
+    try:
+        with temporary_folder(folder) as temporary:
+            with np.load(download(url, temporary, timeout, MNIST_SHA256)) as mnist:
+                images = np.concatenate([mnist["x_train"], mnist["x_test"]]).reshape(-1, 784)
+                labels = np.concatenate([mnist["y_train"], mnist["y_test"]])
+            order = np.random.default_rng(0).permutation(len(labels))
+            table = pd.DataFrame(images[order], columns=[f"pixel{i}" for i in range(784)])
+            cut = len(labels) * 3 // 5
+            table[cut:].to_csv(Path(temporary) / "test.csv", index=False)
+            table.insert(0, "label", labels[order])
+            table[:cut].to_csv(Path(temporary) / "train.csv", index=False)
+            for name in DIGIT_FILES:
+                (Path(temporary) / name).replace(folder / name)
+        print(f"the digits are in {utils.show_path(folder)}, as MNIST has them; Kaggle's own are at {KAGGLE_DIGITS}")
+    except utils.InputError as error:
+        print(
+            f"note: {error}; so there are no digits. {KAGGLE_DIGITS} has train.csv and test.csv: "
+            f"put them into {folder}",
+            file=sys.stderr,
+        )
+
+
 def parse_args(argv=None):
     """Parse the command line, `sys.argv[1:]` unless `argv` is given."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -263,6 +301,9 @@ def parse_args(argv=None):
         "--detector-source", type=str, default="", help="address of the face detector; empty for OpenCV's model zoo"
     )
     parser.add_argument(
+        "--digits-source", type=str, default="", help="address of mnist.npz; empty for the one of keras.datasets.mnist"
+    )
+    parser.add_argument(
         "--timeout",
         type=float,
         default=30.0,
@@ -272,12 +313,17 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(archive: str, only_detector: bool, sources: str, detector_source: str, timeout: float, data: str):
+def main(
+    archive: str, only_detector: bool, sources: str, detector_source: str, digits_source: str, timeout: float, data: str
+):
     folder = Path(data or utils.DATA)
     get_detector(detector_source or YUNET_SOURCE, folder / utils.YUNET.relative_to(utils.DATA), timeout)
 
     if not only_detector:
         get_fer2013(archive, sources.split() or SOURCES, folder, timeout)
+
+    if not only_detector:
+        get_digits(digits_source or MNIST_SOURCE, folder / "digit-recognizer", timeout)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import utils
@@ -21,7 +22,17 @@ from tests.code.test_data import as_arrays, read_rows, write_layout
 
 SCRIPT = utils.ROOT / "scripts" / "get_data.py"
 YUNET = b"stands for the face detector"
+DIGITS = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)  # a "digit" of each grey value
 COUNTS = {"Training": (30,) * 7, "PublicTest": (5,) * 7, "PrivateTest": (5,) * 7}  # of small_fer2013
+
+
+def as_npz(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+MNIST = as_npz(x_train=DIGITS[:14], y_train=np.arange(14) % 10, x_test=DIGITS[14:], y_test=np.arange(14, 20) % 10)
 
 
 class Answer:
@@ -57,7 +68,7 @@ def server(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.url = f"http://127.0.0.1:{server.server_port}"
     server.requests, server.closing = [], threading.Event()
-    server.answers = {"/yunet.onnx": Answer(YUNET)}
+    server.answers = {"/yunet.onnx": Answer(YUNET), "/mnist.npz": Answer(MNIST)}
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
@@ -104,12 +115,14 @@ def get_data(script, server, tmp_path, monkeypatch):
     """Run the script's main() with the small data set taken for the published one."""
     monkeypatch.setattr(utils, "FER2013_CLASS_COUNTS", COUNTS)
     monkeypatch.setattr(script, "YUNET_SHA256", hashlib.sha256(YUNET).hexdigest())
+    monkeypatch.setattr(script, "MNIST_SHA256", hashlib.sha256(MNIST).hexdigest())
 
     def run(*command_line):
         defaults = {
             "--data": tmp_path / "data",
             "--sources": f"{server.url}/first.zip {server.url}/second.zip",
             "--detector-source": f"{server.url}/yunet.onnx",
+            "--digits-source": f"{server.url}/mnist.npz",
         }
         flags = [str(part) for flag in defaults.items() for part in flag]
         script.main(**vars(script.parse_args([*flags, *map(str, command_line)])))
@@ -119,15 +132,16 @@ def get_data(script, server, tmp_path, monkeypatch):
 
 @pytest.fixture
 def files_in(tmp_path):
-    """Return every file in the data folder, hidden and half ones too, without the cache."""
+    """Return every file in the data folder, hidden and half ones too, without the cache and the digits."""
 
     def files_in(folder=tmp_path / "data"):
         files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        return files - {"cache/train.npz", "cache/test.npz"}
+        return files - {"cache/train.npz", "cache/test.npz", *(f"digit-recognizer/{name}" for name in DIGIT_FILES)}
 
     return files_in
 
 
+DIGIT_FILES = {"train.csv", "test.csv"}
 DETECTOR = f"models/{utils.YUNET.name}"
 
 
@@ -148,11 +162,11 @@ def test_downloads_every_layout_once(layout, files, get_data, server, pack, rows
         expected = as_arrays([row for row in rows if (row[1] == "Training") == (split == "train")])
         np.testing.assert_array_equal(images, expected[0])
         np.testing.assert_array_equal(labels, expected[1])
-    assert server.requests == ["/yunet.onnx", "/first.zip"]
+    assert server.requests == ["/yunet.onnx", "/first.zip", "/mnist.npz"]
 
     capsys.readouterr()
     get_data()
-    assert len(server.requests) == 2
+    assert len(server.requests) == 3
     output = capsys.readouterr()
     assert "YuNet is already at" in output.out and "FER2013 is already complete" in output.out
     assert not output.err
@@ -249,7 +263,7 @@ def test_a_zip_that_would_fill_the_disk_is_refused(get_data, script, pack, rows,
 def test_the_second_source_is_used_when_the_first_is_down(get_data, server, pack, rows, files_in):
     server.answers["/second.zip"] = Answer(pack(rows, "course"))
     get_data()
-    assert server.requests == ["/yunet.onnx", "/first.zip", "/second.zip"]
+    assert server.requests == ["/yunet.onnx", "/first.zip", "/second.zip", "/mnist.npz"]
     assert "test_with_emotions.csv" in files_in()
 
 
@@ -300,7 +314,7 @@ def test_an_archive_is_used_instead_of_the_network(name, get_data, server, pack,
         archive.write_bytes(pack(rows))
     before = archive.read_bytes()
     get_data("--archive", archive)
-    assert server.requests == ["/yunet.onnx"]
+    assert server.requests == ["/yunet.onnx", "/mnist.npz"]
     assert files_in() >= ({"train.csv"} if name == "by_hand.zip" else {"fer2013.tar.gz"})
     assert archive.read_bytes() == before
 
@@ -388,3 +402,44 @@ def test_ctrl_c_leaves_nothing(server, files_in, tmp_path):
         process.kill()
     assert process.returncode == 130
     assert not os.listdir(tmp_path / "data" / "models")
+
+
+@pytest.fixture
+def get_digits(script, server, tmp_path, monkeypatch):
+    """Run get_digits() with the twenty digits taken for MNIST; return its folder."""
+    monkeypatch.setattr(script, "MNIST_SHA256", hashlib.sha256(MNIST).hexdigest())
+
+    def run():
+        script.get_digits(f"{server.url}/mnist.npz", tmp_path / "digits", 1.0)
+        return tmp_path / "digits"
+
+    return run
+
+
+def test_mnist_stands_in_for_kaggles_digits(get_digits, capsys):
+    """Every digit is there once, in one of the two files; those with a label have their own."""
+    folder = get_digits()
+    train, test = (pd.read_csv(folder / name) for name in ("train.csv", "test.csv"))
+    pixels = [f"pixel{i}" for i in range(784)]
+    assert train.columns.tolist() == ["label", *pixels] and test.columns.tolist() == pixels
+    assert len(train) == 12 and sorted([*train["pixel0"], *test["pixel0"]]) == list(range(20))
+    assert (train["pixel0"] % 10 == train["label"]).all() and (train["pixel783"] == train["pixel0"]).all()
+    assert {path.name for path in folder.iterdir()} == DIGIT_FILES
+    assert "kaggle.com" in capsys.readouterr().out
+
+
+def test_digits_that_are_there_are_left_alone(get_digits, server, tmp_path):
+    (tmp_path / "digits").mkdir()
+    for name in DIGIT_FILES:
+        (tmp_path / "digits" / name).write_text("Kaggle's own")
+    get_digits()
+    assert "/mnist.npz" not in server.requests
+    assert (tmp_path / "digits" / "train.csv").read_text() == "Kaggle's own"
+
+
+@pytest.mark.parametrize("answer", [None, Answer(MNIST[:-9] + b"otherwise"), Answer(MNIST, length=len(MNIST) + 9)])
+def test_without_digits_it_says_where_they_are_and_leaves_nothing(get_digits, server, capsys, answer):
+    server.answers["/mnist.npz"] = answer
+    assert not list(get_digits().iterdir())
+    message = capsys.readouterr().err
+    assert message.startswith("note: ") and message.count("\n") == 1 and "kaggle.com/c/digit-recognizer" in message
