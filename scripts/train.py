@@ -61,7 +61,7 @@ CHANGES = {
         },
         "From the weights of the run before, with a new learning rate to leave their valley: a block at the full "
         "resolution is put in, which starts as the identity; the targets are blended with what the network before "
-        "said of each face, since its doubts know which labels are doubtful; faces are warped more sharply, and some "
+        "said of each face, since many labels are doubtful; faces are warped more sharply, and some "
         "get the noise of a camera.",
     ),
 }  # fmt: skip
@@ -173,7 +173,7 @@ class FaceBatches(keras.utils.PyDataset):
 
 
 class BatchNormalization(layers.BatchNormalization):
-    """Keras' own, in one kernel for several: a step of PyTorch takes a third less time, of TensorFlow an eighth.
+    """Keras' own, in one kernel of PyTorch or TensorFlow instead of several passes over the memory.
 
     The saved model has Keras' own layer. This one has its name, by which files of weights know a layer.
     """
@@ -569,15 +569,14 @@ WHY = """\
 - The logits are divided by a temperature that was found on the validation faces, so that 73 % should mean right in
   73 of 100 cases."""
 TAUGHT = {
-    "plain": "It is far better than weighing pixels (02_eda), and too small to learn even its training faces well.",
-    "vgg": "Depth and batch norm were worth the most of all. Soon the validation loss rose: it learnt by heart.",
-    "augmented": "The same network could no longer learn by heart, and improved to the last epoch.",
+    "plain": "It is far better than weighing pixels (02_eda), and does not know even its training faces well.",
+    "vgg": "Nothing but time was worth as much later. From the middle on the validation loss rose again.",
+    "augmented": "The loss of the same network no longer rose: the last epoch was its best.",
     "residual": "No gain in so few epochs, rather a loss: it learns more slowly. It was kept for the long runs; "
     "whether the other network would have gone as far in them was not measured.",
     "regularised": "No gain either: what softens the targets and hides the faces slows the learning down still more.",
-    "long": "Time was what the two before it lacked. The last fifth, without mixup and erasing, brought much of it.",
-    "final": "The accuracy on the validation faces stayed where it was and the cross-entropy fell: the network is less "
-    "sure of what is wrong.",
+    "long": "Time was what the two before it lacked. The last fifth, without mixup and erasing, brought a part of it.",
+    "final": "The accuracy on the validation faces stayed where it was, and the cross-entropy fell.",
 }
 
 
