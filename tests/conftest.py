@@ -104,6 +104,21 @@ def small_fer2013(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_digits(tmp_path_factory):
+    """A folder with a train.csv and a test.csv as digit-recognizer has them, of 200 and 30 bars at ten heights."""
+    folder = tmp_path_factory.mktemp("digits")
+    labels = np.arange(230) % 10
+    images = np.random.default_rng(0).integers(0, 60, (230, 28, 28))
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label + 4 : 2 * label + 7, 6:22] = 255
+    names = ",".join(f"pixel{i}" for i in range(784))
+    rows = np.column_stack([labels, images.reshape(230, -1)])
+    for name, part, header in (("train", rows[:200], f"label,{names}"), ("test", rows[200:, 1:], names)):
+        np.savetxt(folder / f"{name}.csv", part, fmt="%d", delimiter=",", header=header, comments="")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def build_small_model():
     """Build a small untrained model that keeps the project's contract, or breaks it in input or output."""
 

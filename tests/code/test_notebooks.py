@@ -11,13 +11,15 @@ SCRIPTS = sorted((utils.ROOT / "scripts").glob("*.py"))
 
 
 @pytest.fixture
-def small_parameters(small_fer2013, tmp_path):
+def small_parameters(small_fer2013, small_digits, tmp_path):
     """What makes each notebook quick, and keeps it from writing into the project."""
     data = {"data": str(small_fer2013)}
     video = {"source": str(utils.CLIP)}
     small_run = {"iteration": "plain", "epochs": 1, "batch_size": 32, "precision": "float32"}
+    digits = {"data": str(small_digits), "output": str(tmp_path / "mnist")}
     return {
         "00_get_data": {"only_detector": True, "data": str(tmp_path), "detector_source": "http://127.0.0.1:9/x"},
+        "01_mnist_warmup": digits | {"epochs": 1, "long_epochs": 1},
         "02_eda": data | {"epochs": 1, "output": str(tmp_path / "eda")},
         "03_cnn_iterations": data | small_run | {"run": str(tmp_path / "run"), "output": str(tmp_path / "model")},
         "05_evaluation": data | {"verbose": True},
