@@ -790,6 +790,34 @@ def save_model(model, path):
             )
 
 
+def grad_cam(model, faces, classes):
+    """Return what in faces spoke for an emotion (Selvaraju et al. 2017, arXiv:1610.02391).
+
+    Where a network only averages and adds up after its feature maps, as those of this project do, the gradient of
+    Grad-CAM is the weight of the last layer, "emotion", and the map that of Zhou et al. 2016 (arXiv:1512.04150).
+
+    Args:
+        model: as `load_model` returns it.
+        faces: (n, 48, 48) uint8 grey.
+        classes: (n,) int, places in EMOTIONS.
+
+    Returns:
+        (n, 48, 48) float32, 0 to 1.
+    """
+    with quiet_tensorflow():
+        import keras
+    if not len(faces):
+        return np.empty((0, SIDE, SIDE), np.float32)
+    weights = model.get_layer("emotion").get_weights()[0][0, 0]  # (channels, 7)
+    pooling = next(layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D))
+    features = keras.Model(model.input, pooling.input).predict(faces[..., None].astype(np.float32), verbose=0)
+    maps = np.maximum(np.einsum("nhwc,cn->nhw", features, weights[:, classes]), 0)
+    maps /= np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-9)
+    crop = next((layer.cropping[0][0] for layer in model.layers if isinstance(layer, keras.layers.Cropping2D)), 0)
+    side = SIDE - 2 * crop
+    return np.stack([np.pad(cv2.resize(m, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1), crop) for m in maps])
+
+
 def reliability(probabilities, labels, bins=15):
     """Compare how sure a classifier is with how often it is right. Source: Guo et al. 2017, arXiv:1706.04599.
 

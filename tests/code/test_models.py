@@ -118,3 +118,27 @@ def test_the_pickle_holds_an_ordinary_keras_archive(saved):
     start = archive.index(b"PK\x03\x04")
     with zipfile.ZipFile(io.BytesIO(archive[start:])) as members:
         assert set(members.namelist()) == {"metadata.json", "config.json", "model.weights.h5"}
+
+
+def test_grad_cam_is_bright_where_the_emotion_comes_from():
+    """One feature, brightness, speaks for Happy: so does the bright corner of a face, and for Sad nothing."""
+    import keras
+
+    inputs = keras.Input((48, 48, 1))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(1, 4, strides=4, kernel_initializer="ones")(x)
+    x = keras.layers.GlobalAveragePooling2D(keepdims=True)(x)
+    emotion = keras.layers.Conv2D(7, 1, name="emotion", kernel_initializer="zeros")
+    x = keras.layers.GlobalAveragePooling2D()(emotion(x))
+    model = keras.Model(inputs, keras.layers.Softmax()(x))
+    happy, sad = utils.EMOTIONS.index("Happy"), utils.EMOTIONS.index("Sad")
+    weights = np.zeros((1, 1, 1, 7), np.float32)
+    weights[..., happy] = 1
+    emotion.set_weights([weights, np.zeros(7, np.float32)])
+    face = np.zeros((48, 48), np.uint8)
+    face[8:16, 28:36] = 255
+    maps = utils.grad_cam(model, np.stack([face, face]), np.array([happy, sad]))
+    assert maps.shape == (2, 48, 48) and maps.min() >= 0 and maps.max() <= 1
+    assert maps[0, 12, 32] > 0.9 and maps[0, 36:].max() < 0.05
+    assert maps[1].max() == 0
+    assert utils.grad_cam(model, np.empty((0, 48, 48), np.uint8), np.empty(0, int)).shape == (0, 48, 48)

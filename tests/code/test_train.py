@@ -31,11 +31,23 @@ def train(run_script, small_fer2013, tmp_path):
     return run
 
 
-def test_trains_saves_and_reports(train, tmp_path):
-    """The final iteration, and before it the one whose weights it starts from."""
-    process = train("--epochs", 3)
+def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer2013, tmp_path):
+    """The final iteration, in two cycles, and before it the two that led to its first weights.
+
+    train.csv is enough for it, and broken files with the test rows beside it harm nothing.
+    """
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "train.csv").write_bytes((small_fer2013 / "train.csv").read_bytes())
+    for name in ("icml_face_data.csv", "test.csv", "test_with_emotions.csv"):
+        (data / name).write_text("this would be an error if somebody read it")
+    process = train("--epochs", 4, data=data)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("min left") == 3 + 3 and (tmp_path / "long" / "finished").is_file()
+    assert [path.name for path in (data / "cache").iterdir()] == ["train.npz"]
+    assert process.stdout.count("min left") == 3 * 4
+    assert (tmp_path / "long" / "finished").is_file() and (tmp_path / "grown" / "finished").is_file()
+    first = pd.read_csv(tmp_path / "long" / "log.csv")
+    assert first["loss"].iloc[-1] < first["loss"].iloc[0]
     results = tmp_path / "model"
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
@@ -43,13 +55,14 @@ def test_trains_saves_and_reports(train, tmp_path):
         "learning_curves.png", "iterations.csv", "logs/final.csv",
     }  # fmt: skip
     log = pd.read_csv(results / "logs" / "final.csv")
-    assert len(log) == 3 and log["loss"].iloc[-1] < log["loss"].iloc[0]
-    assert log["learning_rate"].iloc[-1] < log["learning_rate"].max() and (log["seconds"] > 0).all()
+    assert len(log) == 4 and (log["seconds"] > 0).all()
+    assert (log["learning_rate"][1::2] < log["learning_rate"][0::2].min() / 2).all()  # low at the end of each cycle
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
     report = json.loads((results / "my_own_model.json").read_text())
-    assert report["arguments"]["epochs"] == report["epochs_trained"] == 3
+    assert report["arguments"]["epochs"] == report["epochs_trained"] == 4
+    ends = ["cycle1", "cycle2"]
+    assert list(report["made_of"]) == [*ends, "committee of these", "batch norms of the training"]
     row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["final"]
-    assert row["best_epoch"] == 3  # the only one with full-size faces, which the saved model gets
     assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "grown"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     expected = utils.load_model(results / "my_own_model.pkl").predict(faces[..., None] * 1.0, verbose=0)
@@ -57,6 +70,7 @@ def test_trains_saves_and_reports(train, tmp_path):
     assert net.predict(faces) == pytest.approx(expected, abs=1e-5)
     text = (results / "my_own_model_architecture.txt").read_text(encoding="utf-8")
     assert "Rescaling" in text and f"{report['validation_accuracy']:.1%}" in text
+    assert "the mean of the epochs 2, 4 of 4 kept" in text
 
 
 def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
@@ -148,6 +162,68 @@ def test_the_batch_norm_of_the_training_is_the_one_of_keras(train_module):
     assert outputs[0] == pytest.approx(outputs[1], rel=3e-3, abs=1e-2)
 
 
+def test_batch_norms_get_the_statistics_of_faces_as_they_are(train_module):
+    """After that a network says of these faces what it says of them in training, and no weight has changed."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    faces = np.random.default_rng(0).integers(0, 256, (8, 44, 44, 1)).astype(np.float32)
+    model = train_module.build_model("vgg", dropout=0.0, side=44)
+    before = [weight.numpy() for weight in model.trainable_weights]
+    expected = keras.ops.convert_to_numpy(model(faces, training=True))
+    train_module.recalibrate(model, faces)
+    assert model.predict(faces, verbose=0) == pytest.approx(expected, abs=5e-3)
+    assert all((old == new.numpy()).all() for old, new in zip(before, model.trainable_weights, strict=True))
+    first = next(layer for layer in model.layers if layer.name.endswith("_norm"))
+    whole = first.moving_mean.numpy()
+    train_module.recalibrate(model, faces, batch_size=3)  # and the mean of the batches, the last one smaller, is theirs
+    assert first.moving_mean.numpy() == pytest.approx(whole, abs=1e-4)
+    assert first.momentum == train_module.layers.BatchNormalization().momentum
+
+
+def test_the_mean_of_weights_is_loaded(train_module, tmp_path):
+    """The ends of the cycles count, in any number; without cycles it is the best epoch."""
+    model = train_module.build_model("plain", side=44)
+    values = model.get_weights()
+    (tmp_path / "best.weights.h5").touch()
+    assert [file.name for file in train_module.ends_of(tmp_path)] == ["best.weights.h5"]
+    for cycle in (1, 2):
+        model.set_weights([value + cycle for value in values])
+        model.save_weights(tmp_path / f"cycle{cycle}.weights.h5")
+    train_module.load_weights(model, train_module.ends_of(tmp_path))
+    for value, mean in zip(values, model.get_weights(), strict=True):
+        assert mean == pytest.approx(value + 1.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("epochs, cycle, kept", [(30, 15, [15, 30]), (7, 7, [5]), (1, 1, [5])])
+def test_cycles_that_do_not_fit_are_none(train_module, epochs, cycle, kept):
+    """A run of another length than the recipe's ends calmly too, as one cycle; and patience outlasts a cycle."""
+    arguments = train_module.recipe_of("final") | {"epochs": epochs, "patience": 20}
+    assert train_module.cycle_of(arguments) == cycle
+    assert train_module.patience_of(arguments) == (30 if cycle < epochs else 20)
+    row = {name: str(value) for name, value in arguments.items()} | {"epochs_trained": str(epochs), "best_epoch": "5"}
+    assert train_module.kept_epochs(row) == kept
+
+
+def test_every_cycle_begins_anew(train_module, build_small_model):
+    """With the learning rate at its peak, and with mixup and erasing until its calm end."""
+    faces = np.zeros((8, 48, 48), np.uint8)
+    options = {"mixup": 0.2, "erasing": 0.5, "calm": 2, "period": 3}
+    batches = train_module.FaceBatches(faces, np.arange(8) % 7, 44, 4, seed=0, **options)
+    strong = []
+    for epoch in range(6):
+        batches.start_epoch(epoch)
+        strong.append((batches.mixup > 0, batches.erasing > 0))
+    assert strong == [(True, True), (True, True), (False, False)] * 2
+    model = build_small_model()
+    train_module.compile_model(model, 10, 6, 3, 0.1, weight_decay=0.0, label_smoothing=0.0, ema=0.0)
+    rates = []
+    for step in (0, 15, 29, 30, 45):
+        model.optimizer.iterations.assign(step)
+        rates.append(float(model.optimizer.learning_rate))
+    assert rates == pytest.approx([0.1, 0.05, 0.1 * (1 + np.cos(np.pi * 29 / 30)) / 2, 0.1, 0.05], rel=1e-4)
+
+
 def test_blended_targets_stay_blended(train_module):
     """What the network before said of a face comes to the network as it was blended, each face with its own."""
     rng = np.random.default_rng(0)
@@ -220,19 +296,9 @@ def test_making_a_batch_costs_less_than_learning_from_it():
 
 
 def test_a_run_is_not_continued_with_other_arguments(train):
-    assert train("--epochs", 1).returncode == 0
-    assert_one_clear_line(train("--epochs", 1, "--learning-rate", 0.01), "another learning_rate", "--run")
-
-
-def test_the_test_rows_are_never_opened(train, small_fer2013, tmp_path):
-    """train.csv is enough, and a broken file with the test rows beside it harms nothing."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "train.csv").write_bytes((small_fer2013 / "train.csv").read_bytes())
-    for name in ("icml_face_data.csv", "test.csv", "test_with_emotions.csv"):
-        (folder / name).write_text("this would be an error if somebody read it")
-    assert train("--epochs", 1, data=folder).returncode == 0
-    assert [path.name for path in (folder / "cache").iterdir()] == ["train.npz"]
+    assert train("--epochs", 1, "--iteration", "plain").returncode == 0
+    again = train("--epochs", 1, "--iteration", "plain", "--learning-rate", 0.01)
+    assert_one_clear_line(again, "another learning_rate", "--run")
 
 
 @pytest.mark.parametrize(

@@ -70,16 +70,19 @@ def test_a_smile_stays_happy_in_other_light(net, portraits, gain, offset):
 
 
 @pytest.mark.skipif(not ACTED.is_file(), reason=f"{ACTED} is not there: see data/README.md")
-def test_an_actress_shows_four_emotions_and_each_is_held(net):
-    """Each for more than a second without a break, in a real video of a woman who cries, is startled and laughs."""
-    held, since, before = {}, 0.0, None
+def test_an_actress_is_read_as_she_plays(net):
+    """In a real video of a woman who cries, is startled and laughs, in this order, each is held without a break."""
+    runs = []  # of [emotion, seconds]
+    since = 0.0
     for seconds, _, faces in live_stream.analyse(utils.Video(ACTED), utils.FaceDetector(), net):
-        emotion = int(faces[0][2].argmax()) if faces else None
-        if emotion != before:
-            since, before = seconds, emotion
-        held[emotion] = max(held.get(emotion, 0.0), seconds - since)
-    shown = {utils.EMOTIONS[emotion] for emotion, length in held.items() if emotion is not None and length > 1}
-    assert len(shown) >= 4 and {"Sad", "Fear", "Happy"} <= shown
+        emotion = utils.EMOTIONS[faces[0][2].argmax()] if faces else None
+        if not runs or runs[-1][0] != emotion:
+            runs.append([emotion, 0.0])
+            since = seconds
+        runs[-1][1] = seconds - since
+    held = [(emotion, length) for emotion, length in runs if length > 1]
+    assert [emotion for emotion, _ in held] == ["Sad", "Fear", "Happy"]
+    assert min(length for _, length in held) > 2
 
 
 def test_a_mirrored_face_feels_the_same(net, portraits):
@@ -98,25 +101,39 @@ def test_the_report_beside_the_model_is_about_it(model):
     for name, row in iterations.iterrows():
         log = pd.read_csv(FOLDER / "logs" / f"{name}.csv")
         best = log.loc[log["epoch"] == row["best_epoch"] - 1].iloc[0]
-        assert len(log) == row["epochs_trained"] and best["val_accuracy"] == pytest.approx(
-            row["validation_accuracy"], abs=0.01
-        )
+        assert len(log) == row["epochs_trained"]
+        if not row["clean_norms"]:  # else the model that is kept is none of those that the log knows
+            assert best["val_accuracy"] == pytest.approx(row["validation_accuracy"], abs=0.01)
         assert f"{row['validation_accuracy']:.1%}" in text
     assert "TODO" not in text
 
 
 def test_training_stopped_before_it_overfitted():
-    """The validation loss of the epoch that was kept is the lowest, and until the end it hardly rose."""
+    """The validation loss ended near its lowest in every cycle, and from one end of a cycle to the next hardly rose."""
     log = pd.read_csv(FOLDER / "logs" / "final.csv")
-    assert log["val_loss"].iloc[-1] - log["val_loss"].min() < 0.02
-    assert log["val_loss"].iloc[-1] < log["val_loss"].iloc[: len(log) // 2].min()
+    arguments = json.loads(utils.MODEL.with_suffix(".json").read_text())["arguments"]
+    cycle = arguments["epochs"] // arguments["cycles"]
+    cycles = [log["val_loss"].iloc[first : first + cycle] for first in range(0, len(log), cycle)]
+    for losses in cycles:
+        assert len(losses) == cycle and losses.iloc[-1] - losses.min() < 0.02
+    ends = [losses.iloc[-1] for losses in cycles]
+    assert ends[-1] - min(ends) < 0.02
+
+
+def test_what_is_kept_is_the_best_on_validation():
+    """The mean of the ends of the cycles is better than any of them, and than with the batch norms of the training."""
+    report = json.loads(utils.MODEL.with_suffix(".json").read_text())
+    other = {name: figures["validation_cross_entropy"] for name, figures in report["made_of"].items()}
+    assert report["validation_cross_entropy"] < other["batch norms of the training"]
+    ends = [value for name, value in other.items() if name.startswith("cycle")]
+    assert len(ends) == report["arguments"]["cycles"] and report["validation_cross_entropy"] < min(ends)
 
 
 def test_the_figures_are_not_worse_than_they_were():
     evaluation = json.loads((utils.RESULTS / "evaluation.json").read_text())
-    assert evaluation["accuracy"]["all of the test set"]["value"] > 0.69
-    assert evaluation["accuracy"]["PrivateTest"]["value"] > 0.69
-    assert evaluation["calibration error"] < 0.03
+    assert evaluation["accuracy"]["all of the test set"]["value"] > 0.70
+    assert evaluation["accuracy"]["PrivateTest"]["value"] > 0.70
+    assert evaluation["calibration error"] < 0.02
     assert set(evaluation["robustness"]) == {"blur", "noise", "darkness", "low resolution", "JPEG", "shift"}
 
 
