@@ -1,5 +1,6 @@
 """papermill executes every notebook, with small parameters; scripts tell their parameters."""
 
+import cv2
 import nbformat
 import papermill
 import pytest
@@ -11,11 +12,13 @@ SCRIPTS = sorted((utils.ROOT / "scripts").glob("*.py"))
 
 
 @pytest.fixture
-def small_parameters(small_fer2013, small_digits, tmp_path):
+def small_parameters(small_fer2013, small_digits, astronaut, tmp_path):
     """What makes each notebook quick, and keeps it from writing into the project."""
     data = {"data": str(small_fer2013)}
     video = {"source": str(utils.CLIP)}
     small_run = {"iteration": "plain", "epochs": 1, "batch_size": 32, "precision": "float32"}
+    cv2.imwrite(str(tmp_path / "smile.png"), astronaut)
+    smile = {"image": str(tmp_path / "smile.png"), "output": str(tmp_path / "hacked")}
     digits = {"data": str(small_digits), "output": str(tmp_path / "mnist")}
     return {
         "00_get_data": {"only_detector": True, "data": str(tmp_path), "detector_source": "http://127.0.0.1:9/x"},
@@ -25,6 +28,7 @@ def small_parameters(small_fer2013, small_digits, tmp_path):
         "05_evaluation": data | {"verbose": True},
         "06_preprocessing_test": video | {"output": str(tmp_path / "faces")},
         "07_live_stream": video | {"every": 2.0},
+        "08_adversarial_hack": data | smile,
     }
 
 
