@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import utils
-from tests.conftest import assert_one_clear_line
+from tests.conftest import assert_one_clear_line, needs_yunet
 
 SAD = utils.EMOTIONS.index("Sad")
 
@@ -75,14 +75,14 @@ def test_changes_that_are_not_needed_are_taken_back(hack_module, build_small_mod
 
 
 def test_a_smile_becomes_sad(hack, smile, tmp_path):
-    process = hack("--image", smile, "--target", "Sad")
+    process = hack("--image", smile, "--target", "Sad", "--epsilon", 8)
     assert process.returncode == 0, process.stderr
     first, second = (cv2.imread(str(tmp_path / "hacked" / f"{name}_image.png"), -1) for name in ("input", "hacked"))
     assert first.shape == second.shape == (48, 48) and first.dtype == second.dtype == np.uint8
     before, after = utils.EmotionNet().predict(np.stack([first, second]))  # another program than the one attacked
     assert utils.EMOTIONS[before.argmax()] == "Happy" and after.argmax() == SAD and after[SAD] > 0.89
     change = np.abs(first.astype(int) - second)
-    assert change.max() <= 4
+    assert 0 < change.max() <= 8
     assert f"by more than {change.max()} of 255, on average by {change.mean():.2f}" in process.stdout
     assert f"hacked_image.png: Sad, {after[SAD]:.0%}" in process.stdout
 
@@ -151,6 +151,7 @@ def test_without_a_picture_it_takes_faces_that_are_happy(hack_module, small_fer2
         hack_module.happy_faces(Network(1.0), tmp_path)
 
 
+@needs_yunet
 def test_a_phone_held_upright_is_understood(hack_module, astronaut, tmp_path):
     """A JPEG that is stored lying down and says so is turned as every viewer turns it."""
     from PIL import Image
