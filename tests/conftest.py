@@ -1,5 +1,6 @@
 """What the tests share: the portraits, small stand-ins for FER2013 and for the model, and a way to run scripts."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -40,6 +41,14 @@ def run_script(tmp_path):
         )
 
     return run
+
+
+def load_script(name):
+    """Return a script as a module, to call its functions: load_script("train") is scripts/train.py."""
+    spec = importlib.util.spec_from_file_location(name, utils.ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def assert_one_clear_line(process, *words):

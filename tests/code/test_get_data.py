@@ -1,7 +1,6 @@
 """scripts/get_data.py against a server on this machine that serves whole, broken and hostile archives."""
 
 import hashlib
-import importlib.util
 import io
 import os
 import signal
@@ -19,6 +18,7 @@ import pytest
 
 import utils
 from tests.code.test_data import as_arrays, read_rows, write_layout
+from tests.conftest import load_script
 
 SCRIPT = utils.ROOT / "scripts" / "get_data.py"
 YUNET = b"stands for the face detector"
@@ -104,10 +104,7 @@ def pack(tmp_path):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("get_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("get_data")
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """`python scripts/hack_the_cnn.py`: its attacks keep their word, and what it is given is used or refused clearly."""
 
-import importlib.util
-
 import cv2
 import numpy as np
 import pytest
 
 import utils
-from tests.conftest import assert_one_clear_line, needs_yunet
+from tests.conftest import assert_one_clear_line, load_script, needs_yunet
 
 SAD = utils.EMOTIONS.index("Sad")
 
@@ -15,10 +13,7 @@ SAD = utils.EMOTIONS.index("Sad")
 @pytest.fixture(scope="module")
 def hack_module():
     """scripts/hack_the_cnn.py as a module."""
-    spec = importlib.util.spec_from_file_location("hack_the_cnn", utils.ROOT / "scripts" / "hack_the_cnn.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("hack_the_cnn")
 
 
 @pytest.fixture

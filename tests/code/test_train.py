@@ -1,6 +1,5 @@
 """`python scripts/train.py`, as a user runs it, on a data set of noise that takes seconds."""
 
-import importlib.util
 import json
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 import pytest
 
 import utils
-from tests.conftest import assert_one_clear_line
+from tests.conftest import assert_one_clear_line, load_script
 
 SMALL = ["--batch-size", 32, "--precision", "float32"]
 
@@ -16,10 +15,7 @@ SMALL = ["--batch-size", 32, "--precision", "float32"]
 @pytest.fixture(scope="module")
 def train_module():
     """scripts/train.py as a module."""
-    spec = importlib.util.spec_from_file_location("train", utils.ROOT / "scripts" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train")
 
 
 @pytest.fixture

@@ -35,5 +35,10 @@ def test_the_study_is_about_these_images():
     assert report["smallest change"]["found"] > 0.9
     assert report["survival"]["as it is in the file"]["hacked: Sad"] == 1
     assert {"photo, detector, crop", "JPEG, quality 50", "shift by half a pixel"} <= report["survival"].keys()
+    readme = (utils.ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"changed by {change.max()} of 255 grey values at most" in readme
+    photo = "photo, detector, crop"  # of which the README speaks
+    assert report["survival"][photo]["hacked: Sad"] < 0.5
+    assert report["survival at 8, found for many views"][photo]["hacked: Sad"] > 0.95
     before, after = report["defence"]["before"], report["defence"]["after"]
     assert after["Happy faces made Sad by up to 2"] < before["Happy faces made Sad by up to 2"]
