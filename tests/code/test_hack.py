@@ -70,7 +70,7 @@ def test_changes_that_are_not_needed_are_taken_back(hack_module, build_small_mod
 
 
 def test_a_smile_becomes_sad(hack, smile, tmp_path):
-    process = hack("--image", smile, "--target", "Sad", "--epsilon", 8)
+    process = hack("--image", smile, "--target", "Sad")
     assert process.returncode == 0, process.stderr
     first, second = (cv2.imread(str(tmp_path / "hacked" / f"{name}_image.png"), -1) for name in ("input", "hacked"))
     assert first.shape == second.shape == (48, 48) and first.dtype == second.dtype == np.uint8
@@ -86,7 +86,7 @@ def test_a_small_picture_in_colour_is_taken_as_the_face(hack, smile, astronaut, 
     face = utils.crop_face(astronaut, utils.FaceDetector().detect(astronaut)[0])
     path = tmp_path / "small.png"
     cv2.imwrite(str(path), np.stack([face] * 3, axis=-1))
-    process = hack("--image", path, "--target", "Neutral", "--epsilon", 8)
+    process = hack("--image", path, "--target", "Neutral")
     assert process.returncode == 0, process.stderr
     assert (cv2.imread(str(tmp_path / "hacked" / "input_image.png"), -1) == face).all()
 

@@ -18,7 +18,7 @@ def small_parameters(small_fer2013, small_digits, astronaut, tmp_path):
     video = {"source": str(utils.CLIP)}
     small_run = {"iteration": "plain", "epochs": 1, "batch_size": 32, "precision": "float32"}
     cv2.imwrite(str(tmp_path / "smile.png"), astronaut)
-    smile = {"image": str(tmp_path / "smile.png"), "epsilon": 8, "output": str(tmp_path / "hacked")}
+    smile = {"image": str(tmp_path / "smile.png"), "output": str(tmp_path / "hacked")}
     digits = {"data": str(small_digits), "output": str(tmp_path / "mnist")}
     return {
         "00_get_data": {"only_detector": True, "data": str(tmp_path), "detector_source": "http://127.0.0.1:9/x"},
