@@ -34,6 +34,7 @@ DATA = ROOT / "data"
 RUNS = ROOT / "runs"  # checkpoints and logs of trainings: large, temporary, not in git
 RESULTS = ROOT / "results"
 MODEL = RESULTS / "model" / "my_own_model.pkl"
+PRE_TRAINED_MODEL = MODEL.with_name("pre_trained_model.pkl")
 CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/06_preprocessing_test
 YUNET = DATA / "models" / "face_detection_yunet_2023mar.onnx"
 
@@ -423,6 +424,18 @@ def crop_face(frame, face):
     return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
 
 
+def move_face(face, shift, scale=1.0):
+    """Return a (48, 48) uint8 face, moved right and down by pixels and scaled around its middle."""
+    matrix = cv2.getRotationMatrix2D(((SIDE - 1) / 2,) * 2, 0, scale)
+    matrix[:, 2] += shift
+    return cv2.warpAffine(face, matrix, face.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+
+
+def compress_face(face, quality):
+    """Return a (48, 48) uint8 face as it comes out of a JPEG file of a quality from 0 to 100."""
+    return cv2.imdecode(cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], cv2.IMREAD_GRAYSCALE)
+
+
 # -------------------------------------------------------------------------------------------------------- tracks
 
 
@@ -667,6 +680,11 @@ def _tflite_input_shape(content):
     return numbers(table_field(tensor, 0))
 
 
+def _trainer(path):
+    """Return the script that writes the model at `path`."""
+    return f"scripts/{'train_pretrained' if path.stem == PRE_TRAINED_MODEL.stem else 'train'}.py"
+
+
 class EmotionNet:
     """The CNN in OpenCV's dnn: seven probabilities for each face, without TensorFlow.
 
@@ -680,12 +698,12 @@ class EmotionNet:
     def __init__(self, path=None):
         path = Path(path or MODEL.with_suffix(".tflite"))
         if not path.is_file():
-            raise InputError(f"no model at {path}: expected a .tflite file; scripts/train.py writes one")
+            raise InputError(f"no model at {path}: expected a .tflite file; {_trainer(path)} writes one")
         try:
             content = np.fromfile(path, np.uint8)
             self._net = cv2.dnn.readNetFromTFLite(content)
         except cv2.error:
-            raise InputError(f"{path} is not a whole .tflite model; scripts/train.py writes one") from None
+            raise InputError(f"{path} is not a whole .tflite model; {_trainer(path)} writes one") from None
         size = _tflite_input_shape(content)[1:]
         if size != (SIDE, SIDE, 1):
             raise InputError(f"{path} takes {'x'.join(map(str, size))}; expected {SIDE}x{SIDE}x1, grey faces")
@@ -750,7 +768,7 @@ def load_model(path=None):
     """
     path = Path(path or MODEL)
     if not path.is_file():
-        raise InputError(f"no model at {path}: expected a .pkl file; scripts/train.py writes one")
+        raise InputError(f"no model at {path}: expected a .pkl file; {_trainer(path)} writes one")
     with quiet_tensorflow():
         import keras
 

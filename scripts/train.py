@@ -26,6 +26,7 @@ BASE = {
     "architecture": "plain", "epochs": 8, "augmentation": False, "erasing": 0.0, "mixup": 0.0,
     "label_smoothing": 0.0, "dropout": 0.2, "ema": 0.0, "strong_share": 1.0, "first_side": 32, "first_share": 1.0,
     "learning_rate": 0.06, "noise": 0.0, "sharp": False, "start": "", "teacher": 0.0, "cycles": 1, "clean_norms": False,
+    "optimizer": "sgd", "frozen": "",
 }  # fmt: skip
 CHANGES = {
     "plain": ({}, "The first CNN: three convolutions with max pooling, as for digits. It is the yardstick."),
@@ -191,6 +192,7 @@ class BatchNormalization(layers.BatchNormalization):
 
     def call(self, inputs, training=None, mask=None):
         weights = self.gamma, self.beta
+        training = training and self.trainable  # as Keras' own, which is frozen together with its weights
         if keras.backend.backend() == "torch":
             from torch.nn.functional import batch_norm
 
@@ -207,13 +209,13 @@ class BatchNormalization(layers.BatchNormalization):
         return super().call(inputs, training=training, mask=mask)
 
 
-def convolution(x, width, name, norm, size=3, stride=1):
-    """A convolution and its batch norm, a layer of class `norm` (Ioffe and Szegedy 2015, arXiv:1502.03167)."""
+def convolution(x, width, name, size=3, stride=1):
+    """A convolution and its batch norm (Ioffe and Szegedy 2015, arXiv:1502.03167)."""
     x = layers.Conv2D(width, size, stride, padding="same", use_bias=False, name=f"{name}_convolution")(x)
-    return norm(name=f"{name}_norm")(x)
+    return layers.BatchNormalization(name=f"{name}_norm")(x)
 
 
-def plain_features(x, norm):
+def plain_features(x):
     """Three convolutions, each followed by max pooling."""
     for width in (32, 64, 128):
         x = layers.Conv2D(width, 3, padding="same", activation="relu")(x)
@@ -221,41 +223,47 @@ def plain_features(x, norm):
     return x
 
 
-def vgg_features(x, norm):
+def vgg_features(x):
     """Blocks of two 3x3 convolutions, then max pooling (Simonyan and Zisserman 2015, arXiv:1409.1556)."""
     for width in (32, 64, 128, 256):
         for place in "ab":
-            x = layers.ReLU()(convolution(x, width, f"{width}{place}", norm))
+            x = layers.ReLU()(convolution(x, width, f"{width}{place}"))
         x = layers.MaxPooling2D()(x)
     return x
 
 
-def residual_features(x, norm, blocks=((64, 2), (128, 2), (128, 1), (256, 2), (256, 1))):
+def residual_features(x, blocks=((64, 2), (128, 2), (128, 1), (256, 2), (256, 1))):
     """A stem that keeps the resolution, then residual blocks (He et al. 2016, arXiv:1512.03385).
 
     Each block has a width and a stride. One that changes neither can be put into a trained network: with its last batch
     norm's gamma at 0 it starts as the identity (Chen et al. 2016, Net2Net, arXiv:1511.05641), see `grow`.
     """
-    x = layers.ReLU()(convolution(x, 32, "stem", norm))
+    x = layers.ReLU()(convolution(x, 32, "stem"))
     for place, (width, stride) in enumerate(blocks, start=6 - len(blocks)):
         shortcut = x
-        x = layers.ReLU()(convolution(x, width, f"block{place}a", norm, stride=stride))
-        x = convolution(x, width, f"block{place}b", norm)
+        x = layers.ReLU()(convolution(x, width, f"block{place}a", stride=stride))
+        x = convolution(x, width, f"block{place}b")
         if shortcut.shape != x.shape:
-            shortcut = convolution(shortcut, width, f"block{place}_shortcut", norm, size=1, stride=stride)
+            shortcut = convolution(shortcut, width, f"block{place}_shortcut", size=1, stride=stride)
         x = layers.ReLU()(layers.Add()([x, shortcut]))
     return x
 
 
-def grown_features(x, norm):
+def grown_features(x):
     """The residual network with one more block, at the full resolution, before the others."""
-    return residual_features(x, norm, ((32, 1), (64, 2), (128, 2), (128, 1), (256, 2), (256, 1)))
+    return residual_features(x, ((32, 1), (64, 2), (128, 2), (128, 1), (256, 2), (256, 1)))
 
 
 ARCHITECTURES = {"plain": plain_features, "vgg": vgg_features, "residual": residual_features, "grown": grown_features}
 
 
-def build_model(architecture="residual", dropout=0.2, side=None):
+def with_fast_norms(layer):
+    """Return a new layer like this one, with BatchNormalization of above in the place of Keras' own."""
+    kind = BatchNormalization if isinstance(layer, layers.BatchNormalization) else type(layer)
+    return kind.from_config(layer.get_config())
+
+
+def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_model"):
     """Build a CNN.
 
     Args:
@@ -263,6 +271,7 @@ def build_model(architecture="residual", dropout=0.2, side=None):
         dropout: share of the last features that is left out at random in training.
         side: of the faces that `look` gives; None for whole faces of 48x48, which the model then crops itself, made
             of Keras' own layers only. The weights fit all of them.
+        name: of the model.
 
     Returns:
         keras.Model: (n, side, side, 1) float32 raw grey, 0 to 255, to (n, 7) softmax in the order of utils.EMOTIONS.
@@ -271,13 +280,14 @@ def build_model(architecture="residual", dropout=0.2, side=None):
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
     if side is None:
         x = layers.Cropping2D((utils.SIDE - VIEW) // 2)(x)
-    x = ARCHITECTURES[architecture](x, BatchNormalization if side else layers.BatchNormalization)
+    x = ARCHITECTURES[architecture](x)
     x = layers.GlobalAveragePooling2D(keepdims=True)(x)
     x = layers.Dropout(dropout)(x)
     x = layers.Conv2D(len(utils.EMOTIONS), 1, dtype="float32", name="emotion")(x)
     x = layers.GlobalAveragePooling2D(dtype="float32")(x)
     outputs = layers.Softmax(dtype="float32")(x)
-    return keras.Model(inputs, outputs, name="my_own_model")
+    model = keras.Model(inputs, outputs, name=name)
+    return keras.models.clone_model(model, clone_function=with_fast_norms) if side else model
 
 
 def grow(model, start):
@@ -341,7 +351,7 @@ def ema_of(arguments, steps):
     return min(arguments["ema"], max(0.0, 1 - 20 / (cycle_of(arguments) * steps)))
 
 
-def compile_model(model, steps, epochs, cycle, learning_rate, weight_decay, label_smoothing, ema):
+def compile_model(model, steps, epochs, cycle, learning_rate, weight_decay, label_smoothing, ema, optimizer="sgd"):
     """Compile `model` with the optimiser, the schedule over `epochs` of `steps`, the loss and the metric.
 
     After every `cycle` epochs the learning rate is back at its peak (Loshchilov and Hutter 2017, arXiv:1608.03983).
@@ -354,15 +364,11 @@ def compile_model(model, steps, epochs, cycle, learning_rate, weight_decay, labe
         schedule = schedules.CosineDecay(
             0.0, epochs * steps - warm_up, warmup_target=learning_rate, warmup_steps=warm_up
         )
-    optimizer = keras.optimizers.SGD(
-        schedule,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=weight_decay,
-        clipnorm=5.0,
-        use_ema=ema > 0,
-        ema_momentum=ema,
-    )
+    options = {"weight_decay": weight_decay, "clipnorm": 5.0, "use_ema": ema > 0, "ema_momentum": ema}
+    if optimizer == "adam":
+        optimizer = keras.optimizers.AdamW(schedule, **options)
+    else:
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, **options)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
     model.compile(optimizer, loss, metrics=["accuracy"])
@@ -382,6 +388,14 @@ def phases_of(arguments):
 def read_rows(path):
     """Return the rows of a CSV file as dictionaries of str; none if it is not there."""
     return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+
+
+def write_rows(path, rows):
+    """Write dictionaries as a CSV file, with a column for every key that one of them has."""
+    with utils.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_log(path):
@@ -525,13 +539,25 @@ def start_from(run, arguments, faces, held_out, before):
     start = build_model(before[0]["architecture"], before[0]["dropout"], VIEW)
     views = look(faces[0])
     load_weights(start, ends_of(run.parent / name), views if arguments["clean_norms"] else None)
-    said = run / "said.npy"
+    targets, share, said = (
+        keras.utils.to_categorical(faces[1], len(utils.EMOTIONS)),
+        arguments["teacher"],
+        run / "said.npy",
+    )
+    if not share:
+        return start, targets
     if not said.is_file():
         both = [start.predict(view, batch_size=256, verbose=0) for view in (views, views[:, :, ::-1])]
         with utils.replacing(said) as path:
             np.save(path, np.mean(both, axis=0).astype(np.float32))
-    share = arguments["teacher"]
-    return start, (1 - share) * keras.utils.to_categorical(faces[1], len(utils.EMOTIONS)) + share * np.load(said)
+    return start, (1 - share) * targets + share * np.load(said)
+
+
+def freeze(model, first):
+    """Train no layer before the one called `first`; their batch norms then use their averages."""
+    names = [layer.name for layer in model.layers]
+    for layer in model.layers[: names.index(first)]:
+        layer.trainable = False
 
 
 def train_model(run, arguments, faces, held_out, before=()):
@@ -572,7 +598,10 @@ def train_model(run, arguments, faces, held_out, before=()):
         model = build_model(arguments["architecture"], arguments["dropout"], side)
         if start_model:
             grow(model, start_model)
-        options = {name: arguments[name] for name in ("epochs", "learning_rate", "weight_decay", "label_smoothing")}
+        if arguments["frozen"]:
+            freeze(model, arguments["frozen"])
+        names = ("epochs", "learning_rate", "weight_decay", "label_smoothing", "optimizer")
+        options = {name: arguments[name] for name in names}
         ema = ema_of(arguments, len(batches))
         compile_model(model, len(batches), cycle=cycle, ema=ema, **options)
         model.fit(
@@ -626,6 +655,77 @@ def scores(probabilities, labels, temperature=1.0):
     scaled = np.maximum(probabilities.astype(np.float64), 1e-12) ** (1 / temperature)
     right = scaled[np.arange(len(labels)), labels] / scaled.sum(axis=1)
     return round(float((scaled.argmax(axis=1) == labels).mean()), 4), round(float(-np.log(right).mean()), 4)
+
+
+def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
+    """Build the network that a finished run ends with, calibrate it and measure it.
+
+    Args:
+        run: Path of the run's folder.
+        arguments: its recipe and other arguments.
+        faces: pair of (n, 48, 48) uint8 images and (n,) labels that it was trained on.
+        held_out: the same, to validate on.
+        past: logs of the runs whose weights led to its own.
+        name: of the network.
+
+    Returns:
+        The network, with its temperature in its weights; a dictionary of figures; and one of what else could have been
+        kept, each with its figures: the end of each cycle, all of them as a committee, other batch norms.
+    """
+    log = read_log(run / "log.csv")
+    side, start, _ = phases_of(arguments)[-1]
+    best = start + int(np.argmin(log["val_loss"][start:]))
+    # The saved model gets whole faces; an iteration that saw small ones to the end is measured on such.
+    final = build_model(arguments["architecture"], arguments["dropout"], None if side == VIEW else side, name)
+
+    def view(images):
+        return images[..., None].astype(np.float32) if side == VIEW else look(images, side)
+
+    plain, step = view(held_out[0]), max(1, len(faces[0]) // 3000)
+    norm_faces = view(faces[0][:: max(1, len(faces[0]) // 5000)]) if arguments["clean_norms"] else None
+    ends, said, made_of = ends_of(run), {}, {}
+    for end in ends if len(ends) > 1 else []:
+        load_weights(final, [end], norm_faces)
+        said[end.name.split(".")[0]] = final.predict(plain, batch_size=256, verbose=0)
+    if said:
+        said["committee of these"] = np.mean(list(said.values()), axis=0)
+    if arguments["clean_norms"]:
+        load_weights(final, ends)
+        said["batch norms of the training"] = final.predict(plain, batch_size=256, verbose=0)
+    for what, probabilities in said.items():
+        pair = scores(probabilities, held_out[1], fit_temperature(probabilities, held_out[1]))
+        made_of[what] = {"validation_accuracy": pair[0], "validation_cross_entropy": pair[1]}
+    load_weights(final, ends, norm_faces)
+    probabilities = final.predict(plain, batch_size=256, verbose=0)
+    temperature = fit_temperature(probabilities, held_out[1])
+    divide_logits(final, temperature)
+    calibrated = final.predict(plain, batch_size=256, verbose=0)
+    on_training = final.predict(view(faces[0][::step]), batch_size=256, verbose=0)
+    steps = max(1, len(faces[0]) // arguments["batch_size"])
+    accuracy, cross_entropy = scores(calibrated, held_out[1])
+    return (
+        final,
+        {
+            "parameters": final.count_params(),
+            "backend": (run / "finished").read_text(),
+            "train_images": len(faces[0]),
+            "validation_images": len(held_out[0]),
+            "epochs_trained": len(log["epoch"]),
+            "best_epoch": best + 1,
+            "validation_accuracy": accuracy,
+            "validation_cross_entropy": cross_entropy,
+            "training_accuracy": scores(on_training, faces[1][::step])[0],
+            "temperature": round(temperature, 4),
+            "validation_calibration_error": round(utils.calibration_error(calibrated, held_out[1]), 4),
+            "validation_calibration_error_before": round(utils.calibration_error(probabilities, held_out[1]), 4),
+            "minutes": round(sum(log["seconds"]) / 60, 1),
+            "minutes_before": round(sum(sum(earlier.get("seconds", [])) for earlier in past) / 60, 1),
+            "ema_used": round(ema_of(arguments, steps), 5),
+            "milliseconds_a_step": round(1000 * float(np.median(log["seconds"][start:])) / steps, 1),
+            "milliseconds_of_augmentation_a_step": round(measure_augmentation(arguments, faces, side), 1),
+        },
+        made_of,
+    )
 
 
 def history_of(iteration):
@@ -717,6 +817,20 @@ TAUGHT = {
 }
 
 
+def describe_row(row, before=None):
+    """Return the lines of an architecture text for a row of iterations.csv; `before` is the accuracy before it."""
+    accuracy, training = float(row["validation_accuracy"]), float(row["training_accuracy"])
+    error = 1.96 * np.sqrt(accuracy * (1 - accuracy) / int(row["validation_images"]))
+    change = "" if before is None else f", {(accuracy - before) * 100:+.1f} points"
+    kept = kept_epochs(row)
+    kept = f"epoch {kept[0]}" if len(kept) == 1 else f"the mean of the epochs {', '.join(map(str, kept))}"
+    return [
+        f"    {int(row['parameters']):,} parameters, {kept} of {row['epochs_trained']} kept, {row['minutes']} minutes.",
+        f"    Accuracy on validation faces {accuracy:.1%} (+-{error:.1%}{change}), on training {training:.1%};",
+        f"    cross-entropy on validation faces {float(row['validation_cross_entropy']):.3f}.",
+    ]
+
+
 def architecture_text(model, rows):
     """Return the text of my_own_model_architecture.txt: the layers, why they are what they are, and the iterations."""
     lines = []
@@ -724,25 +838,14 @@ def architecture_text(model, rows):
     lines += ["", "WHY THIS ARCHITECTURE", "", WHY, "", "THE ITERATIONS", ""]
     before, measured = None, {row["iteration"]: row for row in rows}
     for name, (_, reason) in CHANGES.items():
-        if name not in measured:
-            lines += [f"{name}: {reason}", "    Not measured yet.", ""]
-            continue
-        row = measured[name]
-        accuracy, training = float(row["validation_accuracy"]), float(row["training_accuracy"])
-        error = 1.96 * np.sqrt(accuracy * (1 - accuracy) / int(row["validation_images"]))
-        change = "" if before is None else f", {(accuracy - before) * 100:+.1f} points"
-        kept = kept_epochs(row)
-        kept = f"epoch {kept[0]}" if len(kept) == 1 else f"the mean of the epochs {', '.join(map(str, kept))}"
-        lines += [
-            f"{name}: {reason}",
-            f"    {int(row['parameters']):,} parameters, {kept} of {row['epochs_trained']} kept, "
-            f"{row['minutes']} minutes.",
-            f"    Accuracy on validation faces {accuracy:.1%} (+-{error:.1%}{change}), on training {training:.1%};",
-            f"    cross-entropy on validation faces {float(row['validation_cross_entropy']):.3f}.",
-            *([f"    Taught: {TAUGHT[name]}"] if name in TAUGHT else []),
-            "",
-        ]
-        before = accuracy
+        lines.append(f"{name}: {reason}")
+        if name in measured:
+            lines += describe_row(measured[name], before)
+            lines += [f"    Taught: {TAUGHT[name]}"] if name in TAUGHT else []
+            before = float(measured[name]["validation_accuracy"])
+        else:
+            lines.append("    Not measured yet.")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -753,7 +856,7 @@ def parse_args(argv=None):
         "--iteration",
         type=str,
         default="final",
-        help="which recipe: plain, vgg, augmented, residual, regularised, long, grown or final (default: %(default)s)",
+        help="plain, vgg, augmented, residual, regularised, long, grown or final (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs",
@@ -863,6 +966,7 @@ def main(
         raise utils.InputError(
             f"{len(images)} images are too few to hold out {validation_fraction:.0%}; expected a hundred or more"
         )
+    parts = (images[train], labels[train]), (images[validation], labels[validation])
     print(f"{len(train)} images to train on, {len(validation)} to validate on")
 
     folder = Path(output) if output else utils.MODEL.parent
@@ -877,9 +981,7 @@ def main(
         if again and (run_folder / "finished").is_file():
             shutil.rmtree(run_folder)
         keras.config.set_dtype_policy(precision)
-        finish_run(
-            run_folder, arguments, (images[train], labels[train]), (images[validation], labels[validation]), before
-        )
+        finish_run(run_folder, arguments, *parts, before)
         keras.config.set_dtype_policy("float32")
         if keras.backend.backend() != "tensorflow":
             # The file for OpenCV is written by TensorFlow. Weights and log are in the run's folder, which can be moved.
@@ -887,63 +989,8 @@ def main(
 
     if not recorded and keras.backend.backend() == "tensorflow":
         keras.utils.clear_session()  # so that the layers are numbered from one again
-        log = read_log(run_folder / "log.csv")
         past = [read_log(run_folder.parent / name / "log.csv") for name in history_of(iteration)[:-1]]
-        side, start, _ = phases_of(arguments)[-1]
-        best = start + int(np.argmin(log["val_loss"][start:]))
-        # The saved model gets whole faces; an iteration that saw small ones to the end is measured on such.
-        final = build_model(arguments["architecture"], arguments["dropout"], None if side == VIEW else side)
-
-        def faces_for(places):
-            return images[places][..., None].astype(np.float32) if side == VIEW else look(images[places], side)
-
-        held_out, plain = faces_for(validation), train[:: max(1, len(train) // 3000)]
-        norm_faces = faces_for(train[:: max(1, len(train) // 5000)]) if arguments["clean_norms"] else None
-        ends = ends_of(run_folder)
-        made_of, said = (
-            {},
-            {},
-        )  # what else could have been kept: each end of a cycle, all as a committee, other batch norms
-        for end in ends if len(ends) > 1 else []:
-            load_weights(final, [end], norm_faces)
-            said[end.name.split(".")[0]] = final.predict(held_out, batch_size=256, verbose=0)
-        if said:
-            said["committee of these"] = np.mean(list(said.values()), axis=0)
-        load_weights(final, ends)
-        said["batch norms of the training"] = final.predict(held_out, batch_size=256, verbose=0)
-        for name, probabilities in said.items():
-            pair = scores(probabilities, labels[validation], fit_temperature(probabilities, labels[validation]))
-            made_of[name] = {"validation_accuracy": pair[0], "validation_cross_entropy": pair[1]}
-        load_weights(final, ends, norm_faces)
-        probabilities = final.predict(held_out, batch_size=256, verbose=0)
-        temperature = fit_temperature(probabilities, labels[validation])
-        error = utils.calibration_error(probabilities, labels[validation])
-        divide_logits(final, temperature)
-        calibrated = final.predict(held_out, batch_size=256, verbose=0)
-        on_training = final.predict(faces_for(plain), batch_size=256, verbose=0)
-        steps = max(1, len(train) // batch_size)
-        accuracy, cross_entropy = scores(calibrated, labels[validation])
-        figures = {
-            "parameters": final.count_params(),
-            "backend": (run_folder / "finished").read_text(),
-            "train_images": len(train),
-            "validation_images": len(validation),
-            "epochs_trained": len(log["epoch"]),
-            "best_epoch": best + 1,
-            "validation_accuracy": accuracy,
-            "validation_cross_entropy": cross_entropy,
-            "training_accuracy": scores(on_training, labels[plain])[0],
-            "temperature": round(temperature, 4),
-            "validation_calibration_error": round(utils.calibration_error(calibrated, labels[validation]), 4),
-            "validation_calibration_error_before": round(error, 4),
-            "minutes": round(sum(log["seconds"]) / 60, 1),
-            "minutes_before": round(sum(sum(earlier.get("seconds", [])) for earlier in past) / 60, 1),
-            "ema_used": round(ema_of(arguments, steps), 5),
-            "milliseconds_a_step": round(1000 * float(np.median(log["seconds"][start:])) / steps, 1),
-            "milliseconds_of_augmentation_a_step": round(
-                measure_augmentation(arguments, (images[train], labels[train]), side), 1
-            ),
-        }
+        final, figures, made_of = measure_run(run_folder, arguments, *parts, past)
         print(json.dumps(figures, indent=2))
         # Read again: while this one was training, another may have written its row.
         row = {"iteration": iteration, **figures, **arguments}
@@ -952,16 +999,13 @@ def main(
         with utils.replacing(folder / "logs" / f"{iteration}.csv") as path:
             path.write_text((run_folder / "log.csv").read_text())
         if iteration == "final":
-            figure = plot_learning_curves(history_of(iteration), [*past, log], row)
+            figure = plot_learning_curves(history_of(iteration), [*past, read_log(run_folder / "log.csv")], row)
             report = {**figures, "made_of": made_of, "keras": keras.__version__, "arguments": arguments}
             utils.save_model(final, folder / "my_own_model.pkl")
             utils.save_fig(figure, folder / "learning_curves.png")
             with utils.replacing(folder / "my_own_model.json") as path:
                 path.write_text(json.dumps(report, indent=2) + "\n")
-        with utils.replacing(table) as path, open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, row, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(table, rows)
     if any(row["iteration"] == "final" for row in rows):
         keras.utils.clear_session()
         text = architecture_text(

@@ -1,5 +1,7 @@
 """papermill executes every notebook, with small parameters; scripts tell their parameters."""
 
+import shutil
+
 import cv2
 import nbformat
 import papermill
@@ -19,12 +21,14 @@ def small_parameters(small_fer2013, small_digits, astronaut, tmp_path):
     small_run = {"iteration": "plain", "epochs": 1, "batch_size": 32, "precision": "float32"}
     cv2.imwrite(str(tmp_path / "smile.png"), astronaut)
     smile = {"image": str(tmp_path / "smile.png"), "output": str(tmp_path / "hacked")}
+    shutil.copytree(utils.MODEL.parent, tmp_path / "recorded", ignore=shutil.ignore_patterns("my_own_model*"))
     digits = {"data": str(small_digits), "output": str(tmp_path / "mnist")}
     return {
         "00_get_data": {"only_detector": True, "data": str(tmp_path), "detector_source": "http://127.0.0.1:9/x"},
         "01_mnist_warmup": digits | {"epochs": 1, "long_epochs": 1},
         "02_eda": data | {"epochs": 1, "output": str(tmp_path / "eda")},
         "03_cnn_iterations": data | small_run | {"run": str(tmp_path / "run"), "output": str(tmp_path / "model")},
+        "04_transfer_learning": data | {"output": str(tmp_path / "recorded")},
         "05_evaluation": data | {"verbose": True},
         "06_preprocessing_test": video | {"output": str(tmp_path / "faces")},
         "07_live_stream": video | {"every": 2.0},

@@ -41,7 +41,7 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     assert process.returncode == 0, process.stderr
     assert [path.name for path in (data / "cache").iterdir()] == ["train.npz"]
     assert process.stdout.count("min left") == 3 * 4
-    assert (tmp_path / "long" / "finished").is_file() and (tmp_path / "grown" / "finished").is_file()
+    assert all((tmp_path / name / "finished").is_file() for name in ("long", "grown"))
     first = pd.read_csv(tmp_path / "long" / "log.csv")
     assert first["loss"].iloc[-1] < first["loss"].iloc[0]
     results = tmp_path / "model"

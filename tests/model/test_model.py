@@ -39,7 +39,14 @@ def names(probabilities):
     return [utils.EMOTIONS[i] for i in probabilities.argmax(axis=1)]
 
 
-def test_contract(model):
+@pytest.fixture(scope="module", params=[utils.MODEL, utils.PRE_TRAINED_MODEL], ids=["own", "pre_trained"])
+def either(request):
+    """The path of one of the two models."""
+    return request.param
+
+
+def test_contract(either):
+    model = utils.load_model(either)
     assert model.input_shape == (None, 48, 48, 1) and model.output_shape == (None, 7)
     assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
     assert all(weight.dtype == "float32" for weight in model.weights)
@@ -48,18 +55,18 @@ def test_contract(model):
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5) and probabilities.min() >= 0
 
 
-def test_opencv_and_keras_agree(model, net, portraits):
-    expected = model.predict(portraits[..., None].astype(np.float32), verbose=0)
-    assert net.predict(portraits) == pytest.approx(expected, abs=1e-4)
+def test_opencv_and_keras_agree(either, portraits):
+    expected = utils.load_model(either)(portraits[..., None].astype(np.float32))  # which is not in training
+    assert utils.EmotionNet(either.with_suffix(".tflite")).predict(portraits) == pytest.approx(expected, abs=1e-4)
 
 
-def test_files_are_small_enough_to_share():
+def test_files_are_small_enough_to_share(either):
     for suffix in (".pkl", ".tflite"):
-        assert utils.MODEL.with_suffix(suffix).stat().st_size < 25e6
+        assert either.with_suffix(suffix).stat().st_size < 25e6
 
 
-def test_a_smile_is_happy_and_a_serious_face_is_not(net, portraits):
-    smiling, serious = names(net.predict(portraits))
+def test_a_smile_is_happy_and_a_serious_face_is_not(either, portraits):
+    smiling, serious = names(utils.EmotionNet(either.with_suffix(".tflite")).predict(portraits))
     assert smiling == "Happy" and serious != "Happy"
 
 
@@ -127,6 +134,23 @@ def test_what_is_kept_is_the_best_on_validation():
     assert report["validation_cross_entropy"] < other["batch norms of the training"]
     ends = [value for name, value in other.items() if name.startswith("cycle")]
     assert len(ends) == report["arguments"]["cycles"] and report["validation_cross_entropy"] < min(ends)
+    iterations = pd.read_csv(FOLDER / "iterations.csv").set_index("iteration")
+    assert iterations["validation_cross_entropy"].idxmin() == "final"
+
+
+def test_the_pre_trained_model_has_its_report_and_what_is_kept_is_the_best_on_validation():
+    report = json.loads(utils.PRE_TRAINED_MODEL.with_suffix(".json").read_text())
+    assert report["parameters"] == utils.load_model(utils.PRE_TRAINED_MODEL).count_params()
+    assert report["train_images"] + report["validation_images"] == 28_709
+    stages = pd.read_csv(FOLDER / "pre_trained_stages.csv").set_index("stage")
+    assert list(stages.index) == ["head", "top", "all"] and stages["validation_accuracy"].is_monotonic_increasing
+    assert stages.loc["all", "validation_accuracy"] == report["validation_accuracy"]
+    text = (FOLDER / "pre_trained_model_architecture.txt").read_text(encoding="utf-8")
+    for stage, row in stages.iterrows():
+        assert len(pd.read_csv(FOLDER / "logs" / f"pre_trained_{stage}.csv")) == row["epochs_trained"]
+        assert f"{row['validation_accuracy']:.1%}" in text
+    beside = {name: figures["validation_cross_entropy"] for name, figures in report["beside"].items()}
+    assert min(beside, key=beside.get) == "our own"
 
 
 def test_the_figures_are_not_worse_than_they_were():
@@ -134,15 +158,17 @@ def test_the_figures_are_not_worse_than_they_were():
     assert evaluation["accuracy"]["all of the test set"]["value"] > 0.70
     assert evaluation["accuracy"]["PrivateTest"]["value"] > 0.70
     assert evaluation["calibration error"] < 0.02
+    assert evaluation["beside"]["pre-trained"]["value"] > 0.65
     assert set(evaluation["robustness"]) == {"blur", "noise", "darkness", "low resolution", "JPEG", "shift"}
 
 
 @needs_data
-def test_validation_accuracy_is_the_one_that_was_reported(net):
-    report = json.loads(utils.MODEL.with_suffix(".json").read_text())
+def test_validation_accuracy_is_the_one_that_was_reported(either):
+    report = json.loads(either.with_suffix(".json").read_text())
     images, labels = utils.load_fer2013("train")
     arguments = report["arguments"]
     _, validation = utils.split_validation(images, labels, arguments["validation_fraction"], arguments["seed"])
     part = validation[:500]
+    net = utils.EmotionNet(either.with_suffix(".tflite"))
     accuracy = np.mean(net.predict(images[part]).argmax(axis=1) == labels[part])
     assert accuracy == pytest.approx(report["validation_accuracy"], abs=0.07)  # three standard errors of 500
