@@ -88,6 +88,38 @@ def recipe_of(iteration):
             return recipe
 
 
+def check_arguments(epochs, batch_size, patience, validation_fraction, limit, seed):
+    """Refuse arguments of a training that make no sense.
+
+    Raises:
+        InputError: one of them is out of its range.
+    """
+    if epochs < 0 or batch_size < 1 or patience < 1 or not 0 < validation_fraction < 1:
+        raise utils.InputError(
+            "expected epochs of 0 or more, batch_size and patience of 1 or more, validation_fraction between 0 and 1"
+        )
+    if limit < 0 or not 0 <= seed < 2**32:
+        raise utils.InputError(f"limit is {limit} and seed {seed}; expected 0 or more")
+
+
+def load_parts(data, limit, validation_fraction, seed):
+    """Return the faces to train on and those to validate on, each a pair of (n, 48, 48) uint8 images and (n,) labels.
+
+    Raises:
+        InputError: there are no training rows, or too few to hold some out.
+    """
+    images, labels = utils.load_fer2013("train", data or None)
+    if limit:
+        images, labels = images[:limit], labels[:limit]
+    parts = utils.split_validation(images, labels, validation_fraction, seed)
+    if not all(len(part) for part in parts):
+        raise utils.InputError(
+            f"{len(images)} images are too few to hold out {validation_fraction:.0%}; expected a hundred or more"
+        )
+    print(f"{len(parts[0])} images to train on, {len(parts[1])} to validate on")
+    return [(images[part], labels[part]) for part in parts]
+
+
 VIEW = 44  # pixels of a face's 48 that the network looks at, from the middle
 
 
@@ -390,6 +422,11 @@ def read_rows(path):
     return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
 
 
+def is_recorded(rows, arguments):
+    """Return whether one of the rows, as `read_rows` gives them, is of a run with these arguments."""
+    return any({name: str(value) for name, value in arguments.items()}.items() <= row.items() for row in rows)
+
+
 def write_rows(path, rows):
     """Write dictionaries as a CSV file, with a column for every key that one of them has."""
     with utils.replacing(path) as temporary, open(temporary, "w", newline="") as file:
@@ -539,11 +576,8 @@ def start_from(run, arguments, faces, held_out, before):
     start = build_model(before[0]["architecture"], before[0]["dropout"], VIEW)
     views = look(faces[0])
     load_weights(start, ends_of(run.parent / name), views if arguments["clean_norms"] else None)
-    targets, share, said = (
-        keras.utils.to_categorical(faces[1], len(utils.EMOTIONS)),
-        arguments["teacher"],
-        run / "said.npy",
-    )
+    targets = keras.utils.to_categorical(faces[1], len(utils.EMOTIONS))
+    share, said = arguments["teacher"], run / "said.npy"
     if not share:
         return start, targets
     if not said.is_file():
@@ -936,14 +970,9 @@ def main(
     run: str,
     output: str,
 ):
-    if epochs < 0 or batch_size < 1 or patience < 1 or not 0 < validation_fraction < 1:
-        raise utils.InputError(
-            "expected epochs of 0 or more, batch_size and patience of 1 or more, validation_fraction between 0 and 1"
-        )
+    check_arguments(epochs, batch_size, patience, validation_fraction, limit, seed)
     if not 0 <= learning_rate < 10 or not 0 <= weight_decay < 1:
         raise utils.InputError("expected a learning_rate from 0 to 10, and a weight_decay from 0 to 1")
-    if limit < 0 or not 0 <= seed < 2**32:
-        raise utils.InputError(f"limit is {limit} and seed {seed}; expected 0 or more")
     if precision not in ("float32", "mixed_bfloat16", "mixed_float16"):
         raise utils.InputError(f"precision is {precision!r}; expected float32, mixed_bfloat16 or mixed_float16")
     given = {
@@ -958,22 +987,12 @@ def main(
         start = before[-1]["start"]
 
     keras.utils.set_random_seed(seed)
-    images, labels = utils.load_fer2013("train", data or None)
-    if limit:
-        images, labels = images[:limit], labels[:limit]
-    train, validation = utils.split_validation(images, labels, validation_fraction, seed)
-    if not len(train) or not len(validation):
-        raise utils.InputError(
-            f"{len(images)} images are too few to hold out {validation_fraction:.0%}; expected a hundred or more"
-        )
-    parts = (images[train], labels[train]), (images[validation], labels[validation])
-    print(f"{len(train)} images to train on, {len(validation)} to validate on")
+    parts = load_parts(data, limit, validation_fraction, seed)
 
     folder = Path(output) if output else utils.MODEL.parent
     table = folder / "iterations.csv"
     rows = read_rows(table)
-    asked = {"iteration": iteration} | {name: str(value) for name, value in arguments.items()}
-    recorded = not again and any(asked.items() <= row.items() for row in rows)
+    recorded = not again and is_recorded(rows, {"iteration": iteration} | arguments)
     run_folder = Path(run) if run else utils.RUNS / (iteration if iteration != "final" else "my_own_model")
     if recorded:
         print(f"{utils.show_path(folder)} holds this run of {iteration}; --again trains it anew")

@@ -138,12 +138,6 @@ def write_start(run, arguments, weights, faces, seed):
     (run / "finished").write_text(keras.backend.backend())
 
 
-def accuracy_of(model, faces, labels):
-    """Return the share of (n, 48, 48) uint8 faces for which a network of the training names the label."""
-    said = model.predict(train.look(faces), batch_size=256, verbose=0)
-    return round(float((said.argmax(axis=1) == labels).mean()), 4)
-
-
 NORMS = {
     "averages of the file, kept": (False, False),
     "averages of the file, trained on": (False, True),
@@ -170,7 +164,8 @@ def compare_norms(weights, faces, held_out, seed, epochs=2, count=3000):
         model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
         if trained:
             train.recalibrate(model, train.look(images))  # after so few steps their averages lag behind
-        accuracies[name] = accuracy_of(model, *held_out)
+        said = model.predict(train.look(held_out[0]), batch_size=256, verbose=0)
+        accuracies[name] = train.scores(said, held_out[1])[0]
         print(
             f"batch norms with the {name}: {accuracies[name]:.1%} after {epochs} epochs of {len(images)} faces",
             flush=True,
@@ -201,7 +196,7 @@ def architecture_text(model, rows, norms):
     ]
     lines += [f"    {accuracy:.1%} with the {name}" for name, accuracy in norms.items()]
     lines += ["", "THE LAYERS", ""]
-    model.summary(line_length=100, print_fn=lines.append)
+    model.summary(line_length=80, print_fn=lines.append)
     return "\n".join(lines)
 
 
@@ -250,7 +245,7 @@ def parse_args(argv=None):
         "--weights",
         type=str,
         default="imagenet",
-        help="downloaded by Keras; or a .weights.h5 file of MobileNetV2 without its top (default: %(default)s)",
+        help="imagenet, to download them, or a .weights.h5 file of MobileNetV2 without its top (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs",
@@ -309,23 +304,9 @@ def main(
     run: str,
     output: str,
 ):
-    if epochs < 0 or batch_size < 1 or patience < 1 or not 0 < validation_fraction < 1:
-        raise utils.InputError(
-            "expected epochs of 0 or more, batch_size and patience of 1 or more, validation_fraction between 0 and 1"
-        )
-    if limit < 0 or not 0 <= seed < 2**32:
-        raise utils.InputError(f"limit is {limit} and seed {seed}; expected 0 or more")
+    train.check_arguments(epochs, batch_size, patience, validation_fraction, limit, seed)
     keras.utils.set_random_seed(seed)
-    images, labels = utils.load_fer2013("train", data or None)
-    if limit:
-        images, labels = images[:limit], labels[:limit]
-    training, validation = utils.split_validation(images, labels, validation_fraction, seed)
-    if not len(training) or not len(validation):
-        raise utils.InputError(
-            f"{len(images)} images are too few to hold out {validation_fraction:.0%}; expected a hundred or more"
-        )
-    parts = (images[training], labels[training]), (images[validation], labels[validation])
-    print(f"{len(training)} images to train on, {len(validation)} to validate on")
+    parts = train.load_parts(data, limit, validation_fraction, seed)
 
     folder = Path(output) if output else utils.MODEL.parent
     table = folder / "pre_trained_stages.csv"
@@ -337,16 +318,11 @@ def main(
     stages, before = {}, [COMMON | given | {"weights": Path(weights).name}]
     for stage, (changes, _) in STAGES.items():
         stages[stage] = COMMON | changes | given | ({"epochs": epochs} if epochs and stage == "all" else {})
-    recorded = not again and all(
-        any(
-            ({"stage": stage} | {name: str(value) for name, value in arguments.items()}).items() <= row.items()
-            for row in rows
-        )
-        for stage, arguments in stages.items()
-    )
+    recorded = not again and all(train.is_recorded(rows, {"stage": stage} | stages[stage]) for stage in stages)
     run_folder = Path(run) if run else utils.RUNS / "pre_trained"
     if recorded:
-        print(f"{utils.show_path(folder)} holds these stages; --again trains them anew")
+        start = json.loads((folder / "pre_trained_model.json").read_text())["weights"]
+        print(f"{utils.show_path(folder)} holds these stages, from {start}; --again trains them anew")
     elif keras.backend.backend() != "tensorflow":
         raise utils.InputError("only the TensorFlow backend can save the model: unset KERAS_BACKEND")
     else:
@@ -375,22 +351,22 @@ def main(
         print(json.dumps(figures, indent=2))
         model_file = folder / utils.PRE_TRAINED_MODEL.name
         utils.save_model(network, model_file)
-        norms = json.loads((run_folder / "norms.json").read_text())
+        norms, beside = json.loads((run_folder / "norms.json").read_text()), beside_our_own(model_file, parts[1])[0]
         report = {
-            **figures,
-            "norms": norms,
-            "beside": beside_our_own(model_file, parts[1])[0],
-            "keras": keras.__version__,
-        }
-        texts = {
-            ".json": json.dumps(report | {"weights": Path(weights).name, "arguments": arguments}, indent=2) + "\n",
-            "_architecture.txt": architecture_text(network, rows, norms) + "\n",
-        }
-        for ending, text in texts.items():
-            with utils.replacing(folder / f"{model_file.stem}{ending}") as path:
-                path.write_text(text, encoding="utf-8")
+            **figures, "norms": norms, "beside": beside, "keras": keras.__version__, "weights": Path(weights).name,
+            "arguments": arguments,
+        }  # fmt: skip
+        with utils.replacing(model_file.with_suffix(".json")) as path:
+            path.write_text(json.dumps(report, indent=2) + "\n")
         train.write_rows(table, rows)
-        print(f"the results are in {utils.show_path(folder)}")
+    report = json.loads((folder / "pre_trained_model.json").read_text())
+    keras.utils.clear_session()
+    text = architecture_text(
+        train.build_model("mobilenet_v2", name="pre_trained_model"), train.read_rows(table), report["norms"]
+    )
+    with utils.replacing(folder / "pre_trained_model_architecture.txt") as path:
+        path.write_text(text + "\n", encoding="utf-8")
+    print(f"the results are in {utils.show_path(folder)}")
 
 
 if __name__ == "__main__":

@@ -13,22 +13,29 @@ NOTEBOOKS = sorted((utils.ROOT / "notebooks").glob("*.ipynb"))
 SCRIPTS = sorted((utils.ROOT / "scripts").glob("*.py"))
 
 
+@pytest.fixture(scope="session")
+def recorded_stages(tmp_path_factory):
+    """A copy of what train_pretrained.py left in results/model, so that 04_transfer_learning does not train again."""
+    folder = tmp_path_factory.mktemp("recorded")
+    ignored = shutil.ignore_patterns("my_own_model*")
+    return shutil.copytree(utils.MODEL.parent, folder, ignore=ignored, dirs_exist_ok=True)
+
+
 @pytest.fixture
-def small_parameters(small_fer2013, small_digits, astronaut, tmp_path):
+def small_parameters(small_fer2013, small_digits, recorded_stages, astronaut, tmp_path):
     """What makes each notebook quick, and keeps it from writing into the project."""
     data = {"data": str(small_fer2013)}
     video = {"source": str(utils.CLIP)}
     small_run = {"iteration": "plain", "epochs": 1, "batch_size": 32, "precision": "float32"}
     cv2.imwrite(str(tmp_path / "smile.png"), astronaut)
     smile = {"image": str(tmp_path / "smile.png"), "output": str(tmp_path / "hacked")}
-    shutil.copytree(utils.MODEL.parent, tmp_path / "recorded", ignore=shutil.ignore_patterns("my_own_model*"))
     digits = {"data": str(small_digits), "output": str(tmp_path / "mnist")}
     return {
         "00_get_data": {"only_detector": True, "data": str(tmp_path), "detector_source": "http://127.0.0.1:9/x"},
         "01_mnist_warmup": digits | {"epochs": 1, "long_epochs": 1},
         "02_eda": data | {"epochs": 1, "output": str(tmp_path / "eda")},
         "03_cnn_iterations": data | small_run | {"run": str(tmp_path / "run"), "output": str(tmp_path / "model")},
-        "04_transfer_learning": data | {"output": str(tmp_path / "recorded")},
+        "04_transfer_learning": data | {"output": str(recorded_stages)},
         "05_evaluation": data | {"verbose": True},
         "06_preprocessing_test": video | {"output": str(tmp_path / "faces")},
         "07_live_stream": video | {"every": 2.0},
