@@ -28,7 +28,7 @@ def train(run_script, small_fer2013, tmp_path):
 
 
 def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer2013, tmp_path):
-    """The final iteration, in two cycles, and before it the two that led to its first weights.
+    """The final iteration, in three cycles, and before it the three that led to its first weights.
 
     train.csv is enough for it, and broken files with the test rows beside it harm nothing.
     """
@@ -37,11 +37,11 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     (data / "train.csv").write_bytes((small_fer2013 / "train.csv").read_bytes())
     for name in ("icml_face_data.csv", "test.csv", "test_with_emotions.csv"):
         (data / name).write_text("this would be an error if somebody read it")
-    process = train("--epochs", 4, data=data)
+    process = train("--epochs", 6, data=data)
     assert process.returncode == 0, process.stderr
     assert [path.name for path in (data / "cache").iterdir()] == ["train.npz"]
-    assert process.stdout.count("min left") == 3 * 4
-    assert all((tmp_path / name / "finished").is_file() for name in ("long", "grown"))
+    assert process.stdout.count("min left") == 4 * 6
+    assert all((tmp_path / name / "finished").is_file() for name in ("long", "grown", "cycles"))
     first = pd.read_csv(tmp_path / "long" / "log.csv")
     assert first["loss"].iloc[-1] < first["loss"].iloc[0]
     results = tmp_path / "model"
@@ -51,13 +51,15 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
         "learning_curves.png", "iterations.csv", "logs/final.csv",
     }  # fmt: skip
     log = pd.read_csv(results / "logs" / "final.csv")
-    assert len(log) == 4 and (log["seconds"] > 0).all()
+    assert len(log) == 6 and (log["seconds"] > 0).all()
     assert (log["learning_rate"][1::2] < log["learning_rate"][0::2].min() / 2).all()  # low at the end of each cycle
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
     report = json.loads((results / "my_own_model.json").read_text())
-    assert report["arguments"]["epochs"] == report["epochs_trained"] == 4
-    ends = ["cycle1", "cycle2"]
-    assert list(report["made_of"]) == [*ends, "committee of these", "batch norms of the training"]
+    assert report["arguments"]["epochs"] == report["epochs_trained"] == 6
+    ends = ["cycle1", "cycle2", "cycle3"]
+    assert list(report["made_of"]) == [
+        *ends, "committee of these", "mean without the run before", "batch norms of the training",
+    ]  # fmt: skip
     row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["final"]
     assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "grown"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
@@ -66,7 +68,7 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     assert net.predict(faces) == pytest.approx(expected, abs=1e-5)
     text = (results / "my_own_model_architecture.txt").read_text(encoding="utf-8")
     assert "Rescaling" in text and f"{report['validation_accuracy']:.1%}" in text
-    assert "the mean of the epochs 2, 4 of 4 kept" in text
+    assert "the mean of the epochs 2, 4, 6 of 6 kept, with the ends of cycles in the mean" in text
 
 
 def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
@@ -191,12 +193,12 @@ def test_the_mean_of_weights_is_loaded(train_module, tmp_path):
         assert mean == pytest.approx(value + 1.5, abs=1e-5)
 
 
-@pytest.mark.parametrize("epochs, cycle, kept", [(30, 15, [15, 30]), (7, 7, [5]), (1, 1, [5])])
+@pytest.mark.parametrize("epochs, cycle, kept", [(39, 13, [13, 26, 39]), (7, 7, [5]), (1, 1, [5])])
 def test_cycles_that_do_not_fit_are_none(train_module, epochs, cycle, kept):
     """A run of another length than the recipe's ends calmly too, as one cycle; and patience outlasts a cycle."""
     arguments = train_module.recipe_of("final") | {"epochs": epochs, "patience": 20}
     assert train_module.cycle_of(arguments) == cycle
-    assert train_module.patience_of(arguments) == (30 if cycle < epochs else 20)
+    assert train_module.patience_of(arguments) == (26 if cycle < epochs else 20)
     row = {name: str(value) for name, value in arguments.items()} | {"epochs_trained": str(epochs), "best_epoch": "5"}
     assert train_module.kept_epochs(row) == kept
 

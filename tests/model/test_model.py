@@ -128,10 +128,11 @@ def test_training_stopped_before_it_overfitted():
 
 
 def test_what_is_kept_is_the_best_on_validation():
-    """The mean of the ends of the cycles is better than any of them, and than with the batch norms of the training."""
+    """The mean of the ends of the cycles is better than any, and no worse with the batch norms of plain faces."""
     report = json.loads(utils.MODEL.with_suffix(".json").read_text())
     other = {name: figures["validation_cross_entropy"] for name, figures in report["made_of"].items()}
-    assert report["validation_cross_entropy"] < other["batch norms of the training"]
+    assert report["validation_cross_entropy"] < other["batch norms of the training"] + 0.001
+    assert report["validation_cross_entropy"] < other["mean without the run before"]
     ends = [value for name, value in other.items() if name.startswith("cycle")]
     assert len(ends) == report["arguments"]["cycles"] and report["validation_cross_entropy"] < min(ends)
     iterations = pd.read_csv(FOLDER / "iterations.csv").set_index("iteration")
@@ -143,14 +144,15 @@ def test_the_pre_trained_model_has_its_report_and_what_is_kept_is_the_best_on_va
     assert report["parameters"] == utils.load_model(utils.PRE_TRAINED_MODEL).count_params()
     assert report["train_images"] + report["validation_images"] == 28_709
     stages = pd.read_csv(FOLDER / "pre_trained_stages.csv").set_index("stage")
-    assert list(stages.index) == ["head", "top", "all"] and stages["validation_accuracy"].is_monotonic_increasing
-    assert stages.loc["all", "validation_accuracy"] == report["validation_accuracy"]
+    assert list(stages.index) == ["head", "top", "all", "taught"]
+    assert stages["validation_accuracy"].is_monotonic_increasing
+    assert stages.loc["taught", "validation_accuracy"] == report["validation_accuracy"]
     text = (FOLDER / "pre_trained_model_architecture.txt").read_text(encoding="utf-8")
     for stage, row in stages.iterrows():
         assert len(pd.read_csv(FOLDER / "logs" / f"pre_trained_{stage}.csv")) == row["epochs_trained"]
         assert f"{row['validation_accuracy']:.1%}" in text
-    beside = {name: figures["validation_cross_entropy"] for name, figures in report["beside"].items()}
-    assert min(beside, key=beside.get) == "our own"
+    beside = {name: figures["validation_accuracy"] for name, figures in report["beside"].items()}
+    assert max(beside, key=beside.get) == "our own"  # else the average would be worth its price
 
 
 def test_the_figures_are_not_worse_than_they_were():
@@ -158,7 +160,7 @@ def test_the_figures_are_not_worse_than_they_were():
     assert evaluation["accuracy"]["all of the test set"]["value"] > 0.70
     assert evaluation["accuracy"]["PrivateTest"]["value"] > 0.70
     assert evaluation["calibration error"] < 0.02
-    assert evaluation["beside"]["pre-trained"]["value"] > 0.65
+    assert evaluation["beside"]["pre-trained"]["value"] > 0.67
     assert set(evaluation["robustness"]) == {"blur", "noise", "darkness", "low resolution", "JPEG", "shift"}
 
 
