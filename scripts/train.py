@@ -582,10 +582,13 @@ def start_from(run, arguments, faces, held_out, before):
     """Train the run that this one starts from, in the folder beside it, if that is not done yet.
 
     Returns:
-        Its network, and targets for `faces`, (n, 7) float32: their labels, blended with the mean of what it, or
-        the networks in `taught_by`, say of face and mirror image (Reed et al. 2015, arXiv:1412.6596, with a network
-        that does not change meanwhile; Hinton et al. 2015, arXiv:1503.02531, where it is another one). These are names
-        of files in results/model, and `start` for the network that the run starts from.
+        Its network, and targets for `faces`, (n, 7) float32: their labels, blended with the mean of what the
+        teachers say of face and mirror image: of the network alone (Reed et al. 2015, arXiv:1412.6596, with a network
+        that does not change meanwhile), or of those in `taught_by` (Hinton et al. 2015, arXiv:1503.02531), which are
+        files in results/model, and `start` for the network.
+
+    Raises:
+        InputError: a teacher is not there.
     """
     name = arguments["start"]
     finish_run(run.parent / name, before[0], faces, held_out, before[1:])
@@ -598,12 +601,13 @@ def start_from(run, arguments, faces, held_out, before):
         return start, targets
     if not said.is_file():
         probabilities = []
-        for name in arguments["taught_by"].split() or ["start"]:
-            own = name == "start"
-            teacher = start if own else utils.load_model(utils.MODEL.with_name(name))
-            seen = views if own else faces[0][..., None].astype(np.float32)
+        for teacher in arguments["taught_by"].split() or ["start"]:
+            if teacher == "start":
+                network, seen = start, views
+            else:
+                network, seen = utils.load_model(utils.MODEL.with_name(teacher)), faces[0][..., None].astype(np.float32)
             for view in (seen, seen[:, :, ::-1]):
-                probabilities.append(teacher.predict(view, batch_size=256, verbose=0))
+                probabilities.append(network.predict(view, batch_size=256, verbose=0))
         with utils.replacing(said) as path:
             np.save(path, np.mean(probabilities, axis=0).astype(np.float32))
     return start, (1 - share) * targets + share * np.load(said)

@@ -260,7 +260,7 @@ def parse_args(argv=None):
         "--epochs",
         type=int,
         default=0,
-        help="passes over the training images in the last stage; 0 for the recipe's own number (default: %(default)s)",
+        help="passes over the images in the last two stages; 0 for the recipe's own number (default: %(default)s)",
     )
     parser.add_argument("--batch-size", type=int, default=128, help="images per step (default: %(default)s)")
     parser.add_argument(
@@ -349,22 +349,14 @@ def main(
             before = [arguments, *before]
 
     if not recorded:
-        past, old_rows, rows = [], rows, []
+        past, rows = [], []
         for stage, arguments in stages.items():
             keras.utils.clear_session()  # so that the layers are numbered from one again
-            log, recorded_log = run_folder / stage / "log.csv", folder / "logs" / f"pre_trained_{stage}.csv"
-            same = recorded_log.is_file() and recorded_log.read_text() == log.read_text()
-            measured = [row for row in old_rows if train.is_recorded([row], {"stage": stage} | arguments)]
-            if same and measured and stage != list(stages)[-1]:  # an earlier stage, of this very run
-                rows.append(measured[0])
-            else:
-                network, figures, _ = train.measure_run(
-                    run_folder / stage, arguments, *parts, past, "pre_trained_model"
-                )
-                rows.append({"stage": stage, **figures, **arguments})
-                with utils.replacing(recorded_log) as path:
-                    path.write_text(log.read_text())
-            past.append(train.read_log(log))
+            network, figures, _ = train.measure_run(run_folder / stage, arguments, *parts, past, "pre_trained_model")
+            past.append(train.read_log(run_folder / stage / "log.csv"))
+            rows.append({"stage": stage, **figures, **arguments})
+            with utils.replacing(folder / "logs" / f"pre_trained_{stage}.csv") as path:
+                path.write_text((run_folder / stage / "log.csv").read_text())
         print(json.dumps(figures, indent=2))
         model_file = folder / utils.PRE_TRAINED_MODEL.name
         utils.save_model(network, model_file)

@@ -64,6 +64,12 @@ def test_two_batches_go_through_all_stages(run_script, weights, small_fer2013, t
     text = (results / "pre_trained_model_architecture.txt").read_text(encoding="utf-8")
     assert "block_13_expand" in text and f"{report['validation_accuracy']:.1%}" in text
 
+    images, labels = (part[:70] for part in utils.load_fer2013("train", data))
+    seen = images[utils.split_validation(images, labels, 0.1, 0)[0]][..., None] * 1.0
+    teacher = utils.load_model(utils.MODEL)
+    said = (teacher.predict(seen, verbose=0) + teacher.predict(seen[:, :, ::-1], verbose=0)) / 2
+    assert np.load(tmp_path / "run" / "taught" / "said.npy") == pytest.approx(said, abs=1e-4)
+
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     model = utils.load_model(results / "pre_trained_model.pkl")
     assert model.name == "pre_trained_model"
