@@ -39,7 +39,7 @@ data: setup ## download FER2013 and the YuNet face detector (ARGS="--archive som
 predict: setup ## the accuracy on the test set (needs the data)
 	@$(PY) scripts/predict.py $(ARGS)
 
-train: setup ## train the CNN from scratch into results/model (needs the data; four hours on two cores; ARGS="--again")
+train: setup ## train the CNN from scratch into results/model (needs the data; six hours on two cores; ARGS="--again")
 	@$(PY) scripts/train.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: ARGS="--allow-root")

@@ -25,8 +25,8 @@ with utils.quiet_tensorflow():
 BASE = {
     "architecture": "plain", "epochs": 8, "augmentation": False, "erasing": 0.0, "mixup": 0.0,
     "label_smoothing": 0.0, "dropout": 0.2, "ema": 0.0, "strong_share": 1.0, "first_side": 32, "first_share": 1.0,
-    "learning_rate": 0.06, "noise": 0.0, "sharp": False, "start": "", "teacher": 0.0, "taught_by": "", "cycles": 1,
-    "ends_before": False, "clean_norms": False, "optimizer": "sgd", "frozen": "",
+    "learning_rate": 0.06, "noise": 0.0, "sharp": False, "start": "", "beside": "", "teacher": 0.0, "taught_by": "",
+    "cycles": 1, "ends_before": False, "clean_norms": False, "optimizer": "sgd", "frozen": "",
 }  # fmt: skip
 CHANGES = {
     "plain": ({}, "The first CNN: three convolutions with max pooling, as for digits. It is the yardstick."),
@@ -74,7 +74,7 @@ CHANGES = {
         "ends is kept. The batch norms get the statistics of faces as they are, since those of changed faces, seen in "
         "training, are others. What the network before says is said with such batch norms too, and has more weight.",
     ),
-    "final": (
+    "taught": (
         {
             "start": "cycles", "teacher": 0.7, "taught_by": "start pre_trained_model.pkl", "epochs": 39, "cycles": 3,
             "ends_before": True,
@@ -82,6 +82,16 @@ CHANGES = {
         "On once more, in three cycles. The targets lean on two networks that err on different faces: the one before, "
         "and the pre-trained one of 04_transfer_learning; the cross-entropy of their average is lower than of either. "
         "The mean of the ends takes in those of the run before.",
+    ),
+    "final": (
+        {
+            "architecture": "pooled", "start": "", "beside": "taught", "teacher": 0.5, "epochs": 100, "cycles": 1,
+            "learning_rate": 0.06, "strong_share": 0.8, "first_side": 32, "first_share": 0.6, "ends_before": False,
+        },
+        "More training of the one network brought no more, so a second one of another kind, with max pooling and no "
+        "shortcuts, is trained from random weights. Its targets lean on those before it. The two stand side by side as "
+        "the columns of one network, whose logits are the mean of theirs: two that err on different faces are right "
+        "more often than either.",
     ),
 }  # fmt: skip
 
@@ -95,6 +105,16 @@ def recipe_of(iteration):
         recipe |= changes
         if name == iteration:
             return recipe
+
+
+def history_of(iteration):
+    """Return the names of the iterations that one needs, the first one first, and its own.
+
+    It may start from the weights of the one before, or have the network of that one beside it.
+    """
+    recipe = recipe_of(iteration)
+    before = recipe["start"] or recipe["beside"]
+    return [*(history_of(before) if before else []), iteration]
 
 
 def check_arguments(epochs, batch_size, patience, validation_fraction, limit, seed):
@@ -290,12 +310,28 @@ def residual_features(x, blocks=((64, 2), (128, 2), (128, 1), (256, 2), (256, 1)
     return x
 
 
+def pooled_features(x):
+    """Like `vgg_features`, with a third convolution where the maps are small, and wider at last.
+
+    Its maps are as large as those of `residual_features`, which can stand beside them.
+    """
+    for stage, (width, count) in enumerate(((32, 2), (64, 2), (128, 3), (320, 3))):
+        if stage:
+            x = layers.MaxPooling2D(padding="same")(x)
+        for place in "abc"[:count]:
+            x = layers.ReLU()(convolution(x, width, f"stage{stage}{place}"))
+    return x
+
+
 def grown_features(x):
     """The residual network with one more block, at the full resolution, before the others."""
     return residual_features(x, ((32, 1), (64, 2), (128, 2), (128, 1), (256, 2), (256, 1)))
 
 
-ARCHITECTURES = {"plain": plain_features, "vgg": vgg_features, "residual": residual_features, "grown": grown_features}
+ARCHITECTURES = {
+    "plain": plain_features, "vgg": vgg_features, "residual": residual_features, "grown": grown_features,
+    "pooled": pooled_features,
+}  # fmt: skip
 
 
 def with_fast_norms(layer):
@@ -304,7 +340,7 @@ def with_fast_norms(layer):
     return kind.from_config(layer.get_config())
 
 
-def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_model"):
+def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_model", beside=""):
     """Build a CNN.
 
     Args:
@@ -313,6 +349,7 @@ def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_mo
         side: of the faces that `look` gives; None for whole faces of 48x48, which the model then crops itself, made
             of Keras' own layers only. The weights fit all of them.
         name: of the model.
+        beside: the name of an architecture that is a second column, or none (Ciresan et al. 2012, arXiv:1202.2745).
 
     Returns:
         keras.Model: (n, side, side, 1) float32 raw grey, 0 to 255, to (n, 7) softmax in the order of utils.EMOTIONS.
@@ -321,7 +358,8 @@ def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_mo
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
     if side is None:
         x = layers.Cropping2D((utils.SIDE - VIEW) // 2)(x)
-    x = ARCHITECTURES[architecture](x)
+    columns = [ARCHITECTURES[column](x) for column in (architecture, beside) if column]
+    x = layers.Concatenate()(columns) if beside else columns[0]
     x = layers.GlobalAveragePooling2D(keepdims=True)(x)
     x = layers.Dropout(dropout)(x)
     x = layers.Conv2D(len(utils.EMOTIONS), 1, dtype="float32", name="emotion")(x)
@@ -329,6 +367,26 @@ def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_mo
     outputs = layers.Softmax(dtype="float32")(x)
     model = keras.Model(inputs, outputs, name=name)
     return keras.models.clone_model(model, clone_function=with_fast_norms) if side else model
+
+
+def build_result(recipe, side=None, name="my_own_model"):
+    """Build the network that a run with this recipe gives, which has a second column if its recipe says so."""
+    beside = recipe_of(recipe["beside"])["architecture"] if recipe["beside"] else ""
+    return build_model(recipe["architecture"], recipe["dropout"], side, name, beside)
+
+
+def join(model, columns):
+    """Give `model`, of `build_model` with one architecture beside the other, the weights of two networks, in its order.
+
+    Its logits are the mean of theirs.
+    """
+    for column in columns:
+        for layer in column.layers:
+            if layer.weights and layer.name != "emotion":
+                model.get_layer(layer.name).set_weights(layer.get_weights())
+    kernels, biases = zip(*(column.get_layer("emotion").get_weights() for column in columns), strict=True)
+    weights = [np.concatenate(kernels, axis=2) / len(columns), np.mean(biases, axis=0)]
+    model.get_layer("emotion").set_weights(weights)
 
 
 def grow(model, start):
@@ -579,7 +637,7 @@ def finish_run(run, arguments, faces, held_out, before=()):
 
 
 def start_from(run, arguments, faces, held_out, before):
-    """Train the run that this one starts from, in the folder beside it, if that is not done yet.
+    """Train the run that this one needs, see `history_of`, in the folder beside it, if that is not done yet.
 
     Returns:
         Its network, and targets for `faces`, (n, 7) float32: their labels, blended with the mean of what the
@@ -590,11 +648,11 @@ def start_from(run, arguments, faces, held_out, before):
     Raises:
         InputError: a teacher is not there.
     """
-    name = arguments["start"]
-    finish_run(run.parent / name, before[0], faces, held_out, before[1:])
+    folder = run.parent / (arguments["start"] or arguments["beside"])
+    finish_run(folder, before[0], faces, held_out, before[1:])
     start = build_model(before[0]["architecture"], before[0]["dropout"], VIEW)
     views = look(faces[0])
-    load_weights(start, ends_of(run.parent / name), views if arguments["clean_norms"] else None)
+    load_weights(start, kept_ends(folder, before[0]), views if arguments["clean_norms"] else None)
     targets = keras.utils.to_categorical(faces[1], len(utils.EMOTIONS))
     share, said = arguments["teacher"], run / "said.npy"
     if not share:
@@ -629,8 +687,8 @@ def train_model(run, arguments, faces, held_out, before=()):
         arguments: the recipe and the other arguments, as they are in arguments.json.
         faces: pair of (n, 48, 48) uint8 images and (n,) labels to train on.
         held_out: the same, to validate on.
-        before: the arguments of the run that this one starts from, then those of the run which that one starts from,
-            and so on; empty if its recipe has no `start`.
+        before: the arguments of the run that this one starts from or is put beside, then those of the run which that
+            one starts from, and so on; empty if its recipe names none.
     """
     log, backup = run / "log.csv", run / "backup" / "training_metadata.json"
     done = json.loads(backup.read_text())["epoch"] if backup.is_file() else 0
@@ -656,7 +714,7 @@ def train_model(run, arguments, faces, held_out, before=()):
         calm = round(cycle * arguments["strong_share"])
         batches = FaceBatches(faces[0], targets, side, calm=calm, period=cycle, **options)
         model = build_model(arguments["architecture"], arguments["dropout"], side)
-        if start_model:
+        if arguments["start"]:
             grow(model, start_model)
         if arguments["frozen"]:
             freeze(model, arguments["frozen"])
@@ -730,13 +788,15 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
 
     Returns:
         The network, with its temperature in its weights; a dictionary of figures; and one of what else could have been
-        kept, each with its figures: the end of each cycle, all of them as a committee, other batch norms.
+        kept, each with its figures: the end of each cycle, all of them as a committee, other batch norms, each column.
     """
     log = read_log(run / "log.csv")
     side, start, _ = phases_of(arguments)[-1]
     best = start + int(np.argmin(log["val_loss"][start:]))
     # The saved model gets whole faces; an iteration that saw small ones to the end is measured on such.
-    final = build_model(arguments["architecture"], arguments["dropout"], None if side == VIEW else side, name)
+    saved_side = None if side == VIEW else side
+    result = build_result(arguments, saved_side, name)
+    final = build_model(arguments["architecture"], arguments["dropout"], saved_side) if arguments["beside"] else result
 
     def view(images):
         return images[..., None].astype(np.float32) if side == VIEW else look(images, side)
@@ -756,21 +816,30 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     if arguments["clean_norms"]:
         load_weights(final, kept)
         said["batch norms of the training"] = final.predict(plain, batch_size=256, verbose=0)
+    load_weights(final, kept, norm_faces)
+    if arguments["beside"]:
+        recipe = recipe_of(arguments["beside"])
+        other = build_model(recipe["architecture"], recipe["dropout"], saved_side)
+        load_weights(
+            other, kept_ends(run.parent / arguments["beside"], recipe), norm_faces if recipe["clean_norms"] else None
+        )
+        for what, column in (("this run's column alone", final), (f"that of {arguments['beside']} alone", other)):
+            said[what] = column.predict(plain, batch_size=256, verbose=0)
+        join(result, [final, other])
     for what, probabilities in said.items():
         pair = scores(probabilities, held_out[1], fit_temperature(probabilities, held_out[1]))
         made_of[what] = {"validation_accuracy": pair[0], "validation_cross_entropy": pair[1]}
-    load_weights(final, kept, norm_faces)
-    probabilities = final.predict(plain, batch_size=256, verbose=0)
+    probabilities = result.predict(plain, batch_size=256, verbose=0)
     temperature = fit_temperature(probabilities, held_out[1])
-    divide_logits(final, temperature)
-    calibrated = final.predict(plain, batch_size=256, verbose=0)
-    on_training = final.predict(view(faces[0][::step]), batch_size=256, verbose=0)
+    divide_logits(result, temperature)
+    calibrated = result.predict(plain, batch_size=256, verbose=0)
+    on_training = result.predict(view(faces[0][::step]), batch_size=256, verbose=0)
     steps = max(1, len(faces[0]) // arguments["batch_size"])
     accuracy, cross_entropy = scores(calibrated, held_out[1])
     return (
-        final,
+        result,
         {
-            "parameters": final.count_params(),
+            "parameters": result.count_params(),
             "backend": (run / "finished").read_text(),
             "train_images": len(faces[0]),
             "validation_images": len(held_out[0]),
@@ -792,10 +861,11 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     )
 
 
-def history_of(iteration):
-    """Return the names of the iterations whose weights led to those of `iteration`, the first one first."""
-    start = recipe_of(iteration)["start"]
-    return [*(history_of(start) if start else []), iteration]
+def weights_from(iteration):
+    """Return the names of the iterations whose weights are in the network of this one, its own first."""
+    recipe = recipe_of(iteration)
+    mean = [recipe["start"]] if recipe["ends_before"] else []
+    return [iteration, *mean, *(weights_from(recipe["beside"]) if recipe["beside"] else [])]
 
 
 def kept_epochs(row):
@@ -805,7 +875,7 @@ def kept_epochs(row):
 
 
 def plot_learning_curves(names, logs, row):
-    """Return a figure of loss and accuracy over the epochs of runs that went on from each other.
+    """Return a figure of loss and accuracy over the epochs of runs, each of which needed the one before it.
 
     Args:
         names: of the runs' iterations, the first one first.
@@ -836,16 +906,19 @@ def plot_learning_curves(names, logs, row):
             place = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "top"}
             place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
             words = "\n(smoothed labels)" if name == "loss" and recipe["label_smoothing"] else ""
+            words += "\n(the other column)" if recipe["beside"] else ""
             axis.text(before + count / 2, 0.98, iteration + words, **place)
             if before:
                 axis.axvline(before + 0.5, color="0.4", linewidth=0.8)
             if iteration == names[-1]:
                 ends += [before + epoch for epoch in kept]
-            elif iteration == row["start"] and str(row["ends_before"]) == "True":
-                ends += [before + epoch for epoch in kept_epochs(recipe | {"epochs_trained": count})]
+            elif iteration in weights_from(names[-1]):
+                large = switch if switch < count else 0
+                best = large + 1 + int(np.argmin(log["val_loss"][large:]))
+                ends += [before + end for end in kept_epochs(recipe | {"epochs_trained": count, "best_epoch": best})]
             before += count
         for number, epoch in enumerate(ends):
-            text = f"epoch{'s' * (len(ends) > 1)} whose weights are kept" + ", as their mean" * (len(ends) > 1)
+            text = f"epoch{'s' * (len(ends) > 1)} whose weights are kept" + ", as a mean" * (len(ends) > 1)
             axis.axvline(epoch, linestyle=":", color="black", label="_" if number else text)
         axis.axvline(before, linestyle="-.", color="0.7", label=f"training stopped: epoch {before}", zorder=0)
         axis.plot(
@@ -862,10 +935,12 @@ def plot_learning_curves(names, logs, row):
 
 WHY = """\
 - It sees the middle 44x44 of a face's 48x48 pixels: the rest is hair and background.
-- The stem, a 3x3 convolution, and the first residual block keep that resolution. An eyebrow is three pixels high; an
-  early stride would lose it.
-- Five residual blocks more follow. Where the resolution halves the width doubles, so that every stage costs about the
-  same, and most of the parameters are where the maps are small and cheap.
+- It has two columns, which see the same pixels and share nothing but the head. One has residual blocks, whose strides
+  halve the resolution; the other has max pooling and no shortcuts. Networks of two kinds err on different faces, and
+  the mean of their logits errs on fewer.
+- Both keep the full resolution at first: an eyebrow is three pixels high, and an early stride would lose it.
+- Where the resolution halves the width doubles, so that every stage costs about the same, and most of the parameters
+  are where the maps are small and cheap.
 - Batch norm after every convolution allows the high learning rate that stochastic gradient descent generalises with.
 - The head averages over the map and has one weight per feature and emotion. There is little in it that could overfit,
   and dropout is all it needs. It is a 1x1 convolution, which OpenCV reads as Keras wrote it.
@@ -877,15 +952,18 @@ TAUGHT = {
     "vgg": "Nothing but time was worth as much later. From the middle on the validation loss rose again.",
     "augmented": "The loss of the same network no longer rose: the last epoch was its best.",
     "residual": "No gain in so few epochs, rather a loss: it learns more slowly. It was kept for the long runs; "
-    "whether the other network would have gone as far in them was not measured.",
+    "only the last of all shows how far the other kind goes in one.",
     "regularised": "No gain either: what softens the targets and hides the faces slows the learning down still more.",
     "long": "Time was what the two before it lacked. The last fifth, without mixup and erasing, brought a part of it.",
     "grown": "The accuracy on the validation faces stayed where it was, and the cross-entropy fell.",
     "cycles": "The mean of the two ends is better than either, and nearly as good as both as a committee. The batch "
     "norms of plain faces help too, and cost nothing.",
-    "final": "Hardly a gain: other targets and more cycles changed the accuracy by less than chance does. The mean "
+    "taught": "Hardly a gain: other targets and more cycles changed the accuracy by less than chance does. The mean "
     "over both runs has the lowest cross-entropy of a single network, by little; the batch norms of plain faces no "
     "longer matter.",
+    "final": "The new column alone is right more often than the old one, which was one of its teachers, after fewer "
+    "epochs and at a lower price: the shortcuts were not needed. Together they have by far the lowest cross-entropy, "
+    "but on the validation faces no higher accuracy than the new one alone.",
 }
 
 
@@ -898,6 +976,7 @@ def describe_row(row, before=None):
     kept = kept_epochs(row)
     kept = f"epoch {kept[0]}" if len(kept) == 1 else f"the mean of the epochs {', '.join(map(str, kept))}"
     others = f", with the ends of {row['start']} in the mean" if str(row["ends_before"]) == "True" else ""
+    others += f", beside the network of {row['beside']}" if row["beside"] else ""
     return [
         f"    {int(row['parameters']):,} parameters, {kept} of {row['epochs_trained']} kept{others}.",
         f"    Accuracy on validation faces {accuracy:.1%} (+-{error:.1%}{change}), on training {training:.1%};",
@@ -930,7 +1009,7 @@ def parse_args(argv=None):
         "--iteration",
         type=str,
         default="final",
-        help="plain, vgg, augmented, residual, regularised, long, grown, cycles or final (default: %(default)s)",
+        help="plain, vgg, augmented, residual, regularised, long, grown, cycles, taught, final (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs",
@@ -1021,10 +1100,7 @@ def main(
     }  # fmt: skip
     given |= {name: value for name, value in (("epochs", epochs), ("learning_rate", learning_rate)) if value}
     arguments = recipe_of(iteration) | given
-    before, start = [], arguments["start"]
-    while start:
-        before.append(recipe_of(start) | given)
-        start = before[-1]["start"]
+    before = [recipe_of(name) | given for name in reversed(history_of(iteration)[:-1])]
 
     keras.utils.set_random_seed(seed)
     parts = load_parts(data, limit, validation_fraction, seed)
@@ -1067,9 +1143,7 @@ def main(
         write_rows(table, rows)
     if any(row["iteration"] == "final" for row in rows):
         keras.utils.clear_session()
-        text = architecture_text(
-            build_model(**{name: recipe_of("final")[name] for name in ("architecture", "dropout")}), rows
-        )
+        text = architecture_text(build_result(recipe_of("final")), rows)
         with utils.replacing(folder / "my_own_model_architecture.txt") as path:
             path.write_text(text, encoding="utf-8")
     if rows and (recorded or keras.backend.backend() == "tensorflow"):

@@ -28,7 +28,7 @@ def train(run_script, small_fer2013, tmp_path):
 
 
 def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer2013, tmp_path):
-    """The final iteration, in three cycles, and before it the three that led to its first weights.
+    """The final iteration, and before it the four that led to the network beside it, the last of them in three cycles.
 
     train.csv is enough for it, and broken files with the test rows beside it harm nothing.
     """
@@ -40,8 +40,8 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     process = train("--epochs", 6, data=data)
     assert process.returncode == 0, process.stderr
     assert [path.name for path in (data / "cache").iterdir()] == ["train.npz"]
-    assert process.stdout.count("min left") == 4 * 6
-    assert all((tmp_path / name / "finished").is_file() for name in ("long", "grown", "cycles"))
+    assert process.stdout.count("min left") == 5 * 6
+    assert all((tmp_path / name / "finished").is_file() for name in ("long", "grown", "cycles", "taught"))
     first = pd.read_csv(tmp_path / "long" / "log.csv")
     assert first["loss"].iloc[-1] < first["loss"].iloc[0]
     results = tmp_path / "model"
@@ -52,23 +52,27 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     }  # fmt: skip
     log = pd.read_csv(results / "logs" / "final.csv")
     assert len(log) == 6 and (log["seconds"] > 0).all()
-    assert (log["learning_rate"][1::2] < log["learning_rate"][0::2].min() / 2).all()  # low at the end of each cycle
     assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
     report = json.loads((results / "my_own_model.json").read_text())
     assert report["arguments"]["epochs"] == report["epochs_trained"] == 6
-    ends = ["cycle1", "cycle2", "cycle3"]
-    assert list(report["made_of"]) == [
-        *ends, "committee of these", "mean without the run before", "batch norms of the training",
-    ]  # fmt: skip
+    columns = ["this run's column alone", "that of taught alone"]
+    assert list(report["made_of"]) == ["batch norms of the training", *columns]
     row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["final"]
-    assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "grown"
+    assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "pooled"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     expected = utils.load_model(results / "my_own_model.pkl").predict(faces[..., None] * 1.0, verbose=0)
     net = utils.EmotionNet(results / "my_own_model.tflite")
     assert net.predict(faces) == pytest.approx(expected, abs=1e-5)
     text = (results / "my_own_model_architecture.txt").read_text(encoding="utf-8")
     assert "Rescaling" in text and f"{report['validation_accuracy']:.1%}" in text
+    assert f"epoch {row['best_epoch']} of 6 kept, beside the network of taught" in text
+
+    saved = train("--epochs", 6, "--iteration", "taught", run="taught", data=data)
+    assert saved.returncode == 0 and "was trained to its end before" in saved.stdout
+    text = (results / "my_own_model_architecture.txt").read_text(encoding="utf-8")
     assert "the mean of the epochs 2, 4, 6 of 6 kept, with the ends of cycles in the mean" in text
+    log = pd.read_csv(results / "logs" / "taught.csv")
+    assert (log["learning_rate"][1::2] < log["learning_rate"][0::2].min() / 2).all()  # low at the end of each cycle
 
 
 def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
@@ -124,6 +128,22 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, train_module, 
     faces, targets = images[validation][..., None].astype(np.float32), np.eye(7)[labels[validation]]
     loss = model.evaluate(faces, targets, verbose=0)
     assert loss == pytest.approx(whole["val_loss"].iloc[2], rel=1e-3)  # the third epoch alone has full-size faces
+
+
+def test_the_columns_of_a_network_are_averaged(train_module):
+    """The joined network says what the mean of both logits says, in Keras and in OpenCV."""
+    faces = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 1)).astype(np.float32)
+    columns = [train_module.build_model(name) for name in ("pooled", "grown")]
+    for seed, column in enumerate(columns):
+        train_module.recalibrate(column, faces)
+        weights = column.get_layer("emotion").get_weights()
+        column.get_layer("emotion").set_weights([3 * weights[0], np.random.default_rng(seed).normal(size=7)])
+    joined = train_module.build_model("pooled", beside="grown")
+    train_module.join(joined, columns)
+    expected = np.prod([column.predict(faces, verbose=0) for column in columns], axis=0) ** 0.5
+    expected /= expected.sum(axis=1, keepdims=True)
+    assert np.ptp(expected, axis=1).min() > 0.05
+    assert joined.predict(faces, verbose=0) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_grown_network_starts_where_the_one_before_ended(train_module):
@@ -196,7 +216,7 @@ def test_the_mean_of_weights_is_loaded(train_module, tmp_path):
 @pytest.mark.parametrize("epochs, cycle, kept", [(39, 13, [13, 26, 39]), (7, 7, [5]), (1, 1, [5])])
 def test_cycles_that_do_not_fit_are_none(train_module, epochs, cycle, kept):
     """A run of another length than the recipe's ends calmly too, as one cycle; and patience outlasts a cycle."""
-    arguments = train_module.recipe_of("final") | {"epochs": epochs, "patience": 20}
+    arguments = train_module.recipe_of("taught") | {"epochs": epochs, "patience": 20}
     assert train_module.cycle_of(arguments) == cycle
     assert train_module.patience_of(arguments) == (26 if cycle < epochs else 20)
     row = {name: str(value) for name, value in arguments.items()} | {"epochs_trained": str(epochs), "best_epoch": "5"}
