@@ -90,7 +90,7 @@ CHANGES = {
         },
         "More training of the one network brought no more, so a second one of another kind, with max pooling and no "
         "shortcuts, is trained from random weights. Its targets lean on those before it. The two stand side by side as "
-        "the columns of one network, whose logits are the mean of theirs: two that err on different faces are right "
+        "the columns of one network, whose logits are the mean of theirs: two that err on different faces may be right "
         "more often than either.",
     ),
 }  # fmt: skip
@@ -375,7 +375,7 @@ def build_result(recipe, side=None, name="my_own_model"):
     return build_model(recipe["architecture"], recipe["dropout"], side, name, beside)
 
 
-def join(model, columns):
+def join_columns(model, columns):
     """Give `model`, of `build_model` with one architecture beside the other, the weights of two networks, in its order.
 
     Its logits are the mean of theirs.
@@ -436,6 +436,13 @@ def load_weights(model, files, faces=None):
     model.set_weights([np.mean(weights, axis=0) for weights in zip(*loaded, strict=True)])
     if faces is not None:
         recalibrate(model, faces)
+
+
+def trained_network(run, recipe, side, faces=None):
+    """Return the network of a finished run, see `kept_ends`; with `faces` its batch norms get their statistics."""
+    network = build_model(recipe["architecture"], recipe["dropout"], side)
+    load_weights(network, kept_ends(run, recipe), faces)
+    return network
 
 
 def cycle_of(arguments):
@@ -650,9 +657,8 @@ def start_from(run, arguments, faces, held_out, before):
     """
     folder = run.parent / (arguments["start"] or arguments["beside"])
     finish_run(folder, before[0], faces, held_out, before[1:])
-    start = build_model(before[0]["architecture"], before[0]["dropout"], VIEW)
     views = look(faces[0])
-    load_weights(start, kept_ends(folder, before[0]), views if arguments["clean_norms"] else None)
+    start = trained_network(folder, before[0], VIEW, views if arguments["clean_norms"] else None)
     targets = keras.utils.to_categorical(faces[1], len(utils.EMOTIONS))
     share, said = arguments["teacher"], run / "said.npy"
     if not share:
@@ -796,7 +802,7 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     # The saved model gets whole faces; an iteration that saw small ones to the end is measured on such.
     saved_side = None if side == VIEW else side
     result = build_result(arguments, saved_side, name)
-    final = build_model(arguments["architecture"], arguments["dropout"], saved_side) if arguments["beside"] else result
+    column = build_model(arguments["architecture"], arguments["dropout"], saved_side) if arguments["beside"] else result
 
     def view(images):
         return images[..., None].astype(np.float32) if side == VIEW else look(images, side)
@@ -805,27 +811,24 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     norm_faces = view(faces[0][:: max(1, len(faces[0]) // 5000)]) if arguments["clean_norms"] else None
     ends, said, made_of = ends_of(run), {}, {}
     for end in ends if len(ends) > 1 else []:
-        load_weights(final, [end], norm_faces)
-        said[end.name.split(".")[0]] = final.predict(plain, batch_size=256, verbose=0)
+        load_weights(column, [end], norm_faces)
+        said[end.name.split(".")[0]] = column.predict(plain, batch_size=256, verbose=0)
     if said:
         said["committee of these"] = np.mean(list(said.values()), axis=0)
     kept = kept_ends(run, arguments)
     if kept != ends:
-        load_weights(final, ends, norm_faces)
-        said["mean without the run before"] = final.predict(plain, batch_size=256, verbose=0)
+        load_weights(column, ends, norm_faces)
+        said["mean without the run before"] = column.predict(plain, batch_size=256, verbose=0)
     if arguments["clean_norms"]:
-        load_weights(final, kept)
-        said["batch norms of the training"] = final.predict(plain, batch_size=256, verbose=0)
-    load_weights(final, kept, norm_faces)
+        load_weights(column, kept)
+        said["batch norms of the training"] = column.predict(plain, batch_size=256, verbose=0)
+    load_weights(column, kept, norm_faces)
     if arguments["beside"]:
         recipe = recipe_of(arguments["beside"])
-        other = build_model(recipe["architecture"], recipe["dropout"], saved_side)
-        load_weights(
-            other, kept_ends(run.parent / arguments["beside"], recipe), norm_faces if recipe["clean_norms"] else None
-        )
-        for what, column in (("this run's column alone", final), (f"that of {arguments['beside']} alone", other)):
-            said[what] = column.predict(plain, batch_size=256, verbose=0)
-        join(result, [final, other])
+        other = trained_network(run.parent / arguments["beside"], recipe, saved_side, norm_faces)
+        for what, network in (("this run's column alone", column), (f"that of {arguments['beside']} alone", other)):
+            said[what] = network.predict(plain, batch_size=256, verbose=0)
+        join_columns(result, [column, other])
     for what, probabilities in said.items():
         pair = scores(probabilities, held_out[1], fit_temperature(probabilities, held_out[1]))
         made_of[what] = {"validation_accuracy": pair[0], "validation_cross_entropy": pair[1]}
@@ -937,7 +940,7 @@ WHY = """\
 - It sees the middle 44x44 of a face's 48x48 pixels: the rest is hair and background.
 - It has two columns, which see the same pixels and share nothing but the head. One has residual blocks, whose strides
   halve the resolution; the other has max pooling and no shortcuts. Networks of two kinds err on different faces, and
-  the mean of their logits errs on fewer.
+  the mean of their logits has a lower cross-entropy than either.
 - Both keep the full resolution at first: an eyebrow is three pixels high, and an early stride would lose it.
 - Where the resolution halves the width doubles, so that every stage costs about the same, and most of the parameters
   are where the maps are small and cheap.
@@ -959,7 +962,7 @@ TAUGHT = {
     "cycles": "The mean of the two ends is better than either, and nearly as good as both as a committee. The batch "
     "norms of plain faces help too, and cost nothing.",
     "taught": "Hardly a gain: other targets and more cycles changed the accuracy by less than chance does. The mean "
-    "over both runs has the lowest cross-entropy of a single network, by little; the batch norms of plain faces no "
+    "over both runs had the lowest cross-entropy so far, by little; the batch norms of plain faces no "
     "longer matter.",
     "final": "The new column alone is right more often than the old one, which was one of its teachers, after fewer "
     "epochs and at a lower price: the shortcuts were not needed. Together they have by far the lowest cross-entropy, "

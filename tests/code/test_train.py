@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, train_module, 
     assert loss == pytest.approx(whole["val_loss"].iloc[2], rel=1e-3)  # the third epoch alone has full-size faces
 
 
-def test_the_columns_of_a_network_are_averaged(train_module):
+def test_the_columns_of_a_network_are_averaged(train_module, tmp_path):
     """The joined network says what the mean of both logits says, in Keras and in OpenCV."""
     faces = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 1)).astype(np.float32)
     columns = [train_module.build_model(name) for name in ("pooled", "grown")]
@@ -139,11 +139,14 @@ def test_the_columns_of_a_network_are_averaged(train_module):
         weights = column.get_layer("emotion").get_weights()
         column.get_layer("emotion").set_weights([3 * weights[0], np.random.default_rng(seed).normal(size=7)])
     joined = train_module.build_model("pooled", beside="grown")
-    train_module.join(joined, columns)
+    train_module.join_columns(joined, columns)
     expected = np.prod([column.predict(faces, verbose=0) for column in columns], axis=0) ** 0.5
     expected /= expected.sum(axis=1, keepdims=True)
     assert np.ptp(expected, axis=1).min() > 0.05
     assert joined.predict(faces, verbose=0) == pytest.approx(expected, abs=1e-5)
+    utils.save_model(joined, tmp_path / "joined.pkl")
+    net = utils.EmotionNet(tmp_path / "joined.tflite")
+    assert net.predict(faces[..., 0].astype(np.uint8)) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_grown_network_starts_where_the_one_before_ended(train_module):

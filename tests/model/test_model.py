@@ -115,12 +115,14 @@ def test_the_report_beside_the_model_is_about_it(model):
     assert "TODO" not in text
 
 
-def test_training_stopped_before_it_overfitted():
+@pytest.mark.parametrize("column", ["taught", "final"])
+def test_training_stopped_before_it_overfitted(column):
     """The validation loss ended near its lowest in every cycle, and from one end of a cycle to the next hardly rose."""
-    log = pd.read_csv(FOLDER / "logs" / "final.csv")
-    arguments = json.loads(utils.MODEL.with_suffix(".json").read_text())["arguments"]
-    cycle = arguments["epochs"] // arguments["cycles"]
+    log = pd.read_csv(FOLDER / "logs" / f"{column}.csv")
+    row = pd.read_csv(FOLDER / "iterations.csv").set_index("iteration").loc[column]
+    cycle = row["epochs"] // row["cycles"]
     cycles = [log["val_loss"].iloc[first : first + cycle] for first in range(0, len(log), cycle)]
+    assert len(cycles) == row["cycles"]
     for losses in cycles:
         assert len(losses) == cycle and losses.iloc[-1] - losses.min() < 0.02
     ends = [losses.iloc[-1] for losses in cycles]
