@@ -27,6 +27,7 @@ BASE = {
     "label_smoothing": 0.0, "dropout": 0.2, "ema": 0.0, "strong_share": 1.0, "first_side": 32, "first_share": 1.0,
     "learning_rate": 0.06, "noise": 0.0, "sharp": False, "start": "", "beside": "", "teacher": 0.0, "taught_by": "",
     "cycles": 1, "ends_before": False, "clean_norms": False, "optimizer": "sgd", "frozen": "",
+    "precision": "mixed_bfloat16",
 }  # fmt: skip
 CHANGES = {
     "plain": ({}, "The first CNN: three convolutions with max pooling, as for digits. It is the yardstick."),
@@ -93,6 +94,16 @@ CHANGES = {
         "the columns of one network, whose logits are the mean of theirs: two that err on different faces may be right "
         "more often than either.",
     ),
+    "onward": (
+        {
+            "start": "final", "teacher": 0.7, "taught_by": "start beside", "epochs": 22, "cycles": 2,
+            "learning_rate": 0.02, "strong_share": 0.6, "first_side": 44, "first_share": 1.0,
+            "frozen": "stage2a_convolution", "precision": "float32",
+        },
+        "The validation loss of the second column was still falling when its training stopped. It goes on at the full "
+        "resolution, in two cycles of the learning rate, whose ends are averaged. Its targets lean on both columns. "
+        "Its first two stages, which have a fortieth of its weights, stay as they are.",
+    ),
 }  # fmt: skip
 
 
@@ -115,6 +126,11 @@ def history_of(iteration):
     recipe = recipe_of(iteration)
     before = recipe["start"] or recipe["beside"]
     return [*(history_of(before) if before else []), iteration]
+
+
+def folder_of(iteration):
+    """Return the name of the folder in which an iteration is trained: that of the final one has the model's."""
+    return utils.MODEL.stem if iteration == "final" else iteration
 
 
 def check_arguments(epochs, batch_size, patience, validation_fraction, limit, seed):
@@ -421,7 +437,7 @@ def ends_of(run):
 
 def kept_ends(run, arguments):
     """Return the files of weights whose mean a run gives; with `ends_before` those of the run before are among them."""
-    return [*(ends_of(run.parent / arguments["start"]) if arguments["ends_before"] else []), *ends_of(run)]
+    return [*(ends_of(run.parent / folder_of(arguments["start"])) if arguments["ends_before"] else []), *ends_of(run)]
 
 
 def load_weights(model, files, faces=None):
@@ -443,6 +459,12 @@ def trained_network(run, recipe, side, faces=None):
     network = build_model(recipe["architecture"], recipe["dropout"], side)
     load_weights(network, kept_ends(run, recipe), faces)
     return network
+
+
+def trained_beside(run, arguments, side, faces=None):
+    """Return the network of the finished run whose column stands beside that of `run`, see `trained_network`."""
+    name = arguments["beside"]
+    return trained_network(run.parent / folder_of(name), recipe_of(name), side, faces)
 
 
 def cycle_of(arguments):
@@ -650,15 +672,16 @@ def start_from(run, arguments, faces, held_out, before):
         Its network, and targets for `faces`, (n, 7) float32: their labels, blended with the mean of what the
         teachers say of face and mirror image: of the network alone (Reed et al. 2015, arXiv:1412.6596, with a network
         that does not change meanwhile), or of those in `taught_by` (Hinton et al. 2015, arXiv:1503.02531), which are
-        files in results/model, and `start` for the network.
+        files in results/model, `start` for the network, and `beside` for the one whose column stands beside it.
 
     Raises:
         InputError: a teacher is not there.
     """
-    folder = run.parent / (arguments["start"] or arguments["beside"])
+    folder = run.parent / folder_of(arguments["start"] or arguments["beside"])
     finish_run(folder, before[0], faces, held_out, before[1:])
     views = look(faces[0])
-    start = trained_network(folder, before[0], VIEW, views if arguments["clean_norms"] else None)
+    norm_views = views if arguments["clean_norms"] else None
+    start = trained_network(folder, before[0], VIEW, norm_views)
     targets = keras.utils.to_categorical(faces[1], len(utils.EMOTIONS))
     share, said = arguments["teacher"], run / "said.npy"
     if not share:
@@ -668,6 +691,8 @@ def start_from(run, arguments, faces, held_out, before):
         for teacher in arguments["taught_by"].split() or ["start"]:
             if teacher == "start":
                 network, seen = start, views
+            elif teacher == "beside":
+                network, seen = trained_beside(run, arguments, VIEW, norm_views), views
             else:
                 network, seen = utils.load_model(utils.MODEL.with_name(teacher)), faces[0][..., None].astype(np.float32)
             for view in (seen, seen[:, :, ::-1]):
@@ -682,6 +707,23 @@ def freeze(model, first):
     names = [layer.name for layer in model.layers]
     for layer in model.layers[: names.index(first)]:
         layer.trainable = False
+
+
+def times_slower(precision):
+    """Return how many times as long a step of a small network takes with this precision as with float32, here."""
+    seconds = []
+    for policy in ("float32", precision):
+        keras.config.set_dtype_policy(policy)
+        model = build_model("plain", side=VIEW)
+        keras.config.set_dtype_policy("float32")
+        compile_model(model, 1, 1, 1, 0.01, weight_decay=0.0, label_smoothing=0.0, ema=0.0)
+        faces, targets = np.zeros((32, VIEW, VIEW, 1), np.float32), np.zeros((32, len(utils.EMOTIONS)), np.float32)
+        for _ in range(3):  # the first one is slower
+            start = time.perf_counter()
+            model.train_on_batch(faces, targets)
+            took = time.perf_counter() - start
+        seconds.append(took)
+    return seconds[1] / seconds[0]
 
 
 def train_model(run, arguments, faces, held_out, before=()):
@@ -702,6 +744,12 @@ def train_model(run, arguments, faces, held_out, before=()):
         lines = log.read_text().splitlines(keepends=True)
         log.write_text("".join(lines[: done + 1]))
     start_model, targets = start_from(run, arguments, faces, held_out, before) if before else (None, faces[1])
+    precision = arguments["precision"]
+    slower = times_slower(precision) if precision != "float32" else 1.0
+    if slower > 2:
+        print(
+            f"{precision} takes {slower:.0f} times as long as float32 here: --precision float32 is faster", flush=True
+        )
     phases = phases_of(arguments)
     sides = [side for side, start, end in phases for _ in range(start, end)]
 
@@ -719,7 +767,9 @@ def train_model(run, arguments, faces, held_out, before=()):
         cycle = cycle_of(arguments)
         calm = round(cycle * arguments["strong_share"])
         batches = FaceBatches(faces[0], targets, side, calm=calm, period=cycle, **options)
+        keras.config.set_dtype_policy(precision)
         model = build_model(arguments["architecture"], arguments["dropout"], side)
+        keras.config.set_dtype_policy("float32")
         if arguments["start"]:
             grow(model, start_model)
         if arguments["frozen"]:
@@ -824,8 +874,7 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
         said["batch norms of the training"] = column.predict(plain, batch_size=256, verbose=0)
     load_weights(column, kept, norm_faces)
     if arguments["beside"]:
-        recipe = recipe_of(arguments["beside"])
-        other = trained_network(run.parent / arguments["beside"], recipe, saved_side, norm_faces)
+        other = trained_beside(run, arguments, saved_side, norm_faces)
         for what, network in (("this run's column alone", column), (f"that of {arguments['beside']} alone", other)):
             said[what] = network.predict(plain, batch_size=256, verbose=0)
         join_columns(result, [column, other])
@@ -909,7 +958,7 @@ def plot_learning_curves(names, logs, row):
             place = {"transform": axis.get_xaxis_transform(), "ha": "center", "va": "top"}
             place["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
             words = "\n(smoothed labels)" if name == "loss" and recipe["label_smoothing"] else ""
-            words += "\n(the other column)" if recipe["beside"] else ""
+            words += "\n(the other column)" if recipe["beside"] and not recipe["start"] else ""
             axis.text(before + count / 2, 0.98, iteration + words, **place)
             if before:
                 axis.axvline(before + 0.5, color="0.4", linewidth=0.8)
@@ -967,6 +1016,9 @@ TAUGHT = {
     "final": "The new column alone is right more often than the old one, which was one of its teachers, after fewer "
     "epochs and at a lower price: the shortcuts were not needed. Together they have by far the lowest cross-entropy, "
     "but on the validation faces no higher accuracy than the new one alone.",
+    "onward": "A step back, on the validation faces and on the training faces: in eleven epochs a cycle does not bring "
+    "back what its learning rate undoes, and the mean of both ends is no better than the first. So the network of "
+    "final is kept. Longer cycles and lower rates were not tried.",
 }
 
 
@@ -1012,7 +1064,7 @@ def parse_args(argv=None):
         "--iteration",
         type=str,
         default="final",
-        help="plain, vgg, augmented, residual, regularised, long, grown, cycles, taught, final (default: %(default)s)",
+        help="plain vgg augmented residual regularised long grown cycles taught final onward (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs",
@@ -1045,8 +1097,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--precision",
         type=str,
-        default="mixed_bfloat16",
-        help="of the arithmetic while training; or float32 (default: %(default)s)",
+        default="",
+        help="of the arithmetic while training, float32 or mixed_bfloat16; empty for the recipe's own",
     )
     parser.add_argument(
         "--limit", type=int, default=0, help="use this many training images only; 0 for all (default: %(default)s)"
@@ -1095,13 +1147,18 @@ def main(
     check_arguments(epochs, batch_size, patience, validation_fraction, limit, seed)
     if not 0 <= learning_rate < 10 or not 0 <= weight_decay < 1:
         raise utils.InputError("expected a learning_rate from 0 to 10, and a weight_decay from 0 to 1")
-    if precision not in ("float32", "mixed_bfloat16", "mixed_float16"):
+    if precision not in ("", "float32", "mixed_bfloat16", "mixed_float16"):
         raise utils.InputError(f"precision is {precision!r}; expected float32, mixed_bfloat16 or mixed_float16")
     given = {
-        "batch_size": batch_size, "weight_decay": weight_decay, "patience": patience,
-        "validation_fraction": validation_fraction, "precision": precision, "limit": limit, "seed": seed,
-    }  # fmt: skip
-    given |= {name: value for name, value in (("epochs", epochs), ("learning_rate", learning_rate)) if value}
+        "batch_size": batch_size,
+        "weight_decay": weight_decay,
+        "patience": patience,
+        "validation_fraction": validation_fraction,
+        "limit": limit,
+        "seed": seed,
+    }
+    own = {"epochs": epochs, "learning_rate": learning_rate, "precision": precision}
+    given |= {name: value for name, value in own.items() if value}
     arguments = recipe_of(iteration) | given
     before = [recipe_of(name) | given for name in reversed(history_of(iteration)[:-1])]
 
@@ -1112,22 +1169,20 @@ def main(
     table = folder / "iterations.csv"
     rows = read_rows(table)
     recorded = not again and is_recorded(rows, {"iteration": iteration} | arguments)
-    run_folder = Path(run) if run else utils.RUNS / (iteration if iteration != "final" else "my_own_model")
+    run_folder = Path(run) if run else utils.RUNS / folder_of(iteration)
     if recorded:
         print(f"{utils.show_path(folder)} holds this run of {iteration}; --again trains it anew")
     else:
         if again and (run_folder / "finished").is_file():
             shutil.rmtree(run_folder)
-        keras.config.set_dtype_policy(precision)
         finish_run(run_folder, arguments, *parts, before)
-        keras.config.set_dtype_policy("float32")
         if keras.backend.backend() != "tensorflow":
             # The file for OpenCV is written by TensorFlow. Weights and log are in the run's folder, which can be moved.
             print(f"{utils.show_path(run_folder)} is trained; the same command with KERAS_BACKEND=tensorflow saves it")
 
     if not recorded and keras.backend.backend() == "tensorflow":
         keras.utils.clear_session()  # so that the layers are numbered from one again
-        past = [read_log(run_folder.parent / name / "log.csv") for name in history_of(iteration)[:-1]]
+        past = [read_log(run_folder.parent / folder_of(name) / "log.csv") for name in history_of(iteration)[:-1]]
         final, figures, made_of = measure_run(run_folder, arguments, *parts, past)
         print(json.dumps(figures, indent=2))
         # Read again: while this one was training, another may have written its row.

@@ -27,7 +27,7 @@ def train(run_script, small_fer2013, tmp_path):
     return run
 
 
-def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer2013, tmp_path):
+def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, train_module, small_fer2013, tmp_path):
     """The final iteration, and before it the four that led to the network beside it, the last of them in three cycles.
 
     train.csv is enough for it, and broken files with the test rows beside it harm nothing.
@@ -37,7 +37,7 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     (data / "train.csv").write_bytes((small_fer2013 / "train.csv").read_bytes())
     for name in ("icml_face_data.csv", "test.csv", "test_with_emotions.csv"):
         (data / name).write_text("this would be an error if somebody read it")
-    process = train("--epochs", 6, data=data)
+    process = train("--epochs", 6, run="my_own_model", data=data)
     assert process.returncode == 0, process.stderr
     assert [path.name for path in (data / "cache").iterdir()] == ["train.npz"]
     assert process.stdout.count("min left") == 5 * 6
@@ -52,7 +52,7 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     }  # fmt: skip
     log = pd.read_csv(results / "logs" / "final.csv")
     assert len(log) == 6 and (log["seconds"] > 0).all()
-    assert list((tmp_path / "run" / "tensorboard").rglob("events.*"))
+    assert list((tmp_path / "my_own_model" / "tensorboard").rglob("events.*"))
     report = json.loads((results / "my_own_model.json").read_text())
     assert report["arguments"]["epochs"] == report["epochs_trained"] == 6
     columns = ["this run's column alone", "that of taught alone"]
@@ -73,6 +73,32 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, small_fer
     assert "the mean of the epochs 2, 4, 6 of 6 kept, with the ends of cycles in the mean" in text
     log = pd.read_csv(results / "logs" / "taught.csv")
     assert (log["learning_rate"][1::2] < log["learning_rate"][0::2].min() / 2).all()  # low at the end of each cycle
+
+    # One that goes on from the final one, whose targets are what both columns say, and whose first stages are frozen.
+    images, labels = utils.load_fer2013("train", data)
+    parts = [(images[part], labels[part]) for part in utils.split_validation(images, labels, 0.1, 0)]
+    before = [
+        json.loads((tmp_path / train_module.folder_of(name) / "arguments.json").read_text())
+        for name in ("final", "taught", "cycles", "grown", "long")
+    ]
+    recipe = before[0] | train_module.recipe_of("onward") | {"epochs": 2}
+    train_module.finish_run(tmp_path / "onward", recipe, *parts, before)
+    side, seen = train_module.VIEW, train_module.look(parts[0][0])
+    start = train_module.trained_network(tmp_path / "my_own_model", before[0], side, seen)
+    beside = train_module.trained_beside(tmp_path / "onward", recipe, side, seen)
+    said = [net.predict(view, verbose=0) for net in (start, beside) for view in (seen, seen[:, :, ::-1])]
+    assert np.load(tmp_path / "onward" / "said.npy") == pytest.approx(np.mean(said, axis=0), abs=1e-4)
+    end = train_module.build_model("pooled", side=side)
+    end.load_weights(tmp_path / "onward" / "cycle2.weights.h5")
+    for stage, stays in (("stage0a", True), ("stage1b", True), ("stage2a", False), ("stage3c", False)):
+        kernels = [net.get_layer(f"{stage}_convolution").get_weights()[0] for net in (start, end)]
+        assert (kernels[0] == kernels[1]).all() == stays
+
+
+def test_a_slow_precision_is_found_out(train_module):
+    """Twice the bytes take longer; float32 is as fast as itself, within what a busy machine makes of it."""
+    assert train_module.times_slower("float64") > 1.1
+    assert 0.2 < train_module.times_slower("float32") < 3
 
 
 def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
