@@ -268,7 +268,8 @@ def split_validation(images, labels, fraction=0.1, seed=0):
     Args:
         images: (n, 48, 48) uint8.
         labels: (n,) int.
-        fraction: share of each class that goes to validation, 0 to 1.
+        fraction: share of each class that goes to validation, 0 to 1; with the same seed a smaller share is a part of
+            a larger one.
         seed: of the shuffle.
 
     Returns:

@@ -324,7 +324,7 @@ def main(
         "batch_size": batch_size, "patience": patience, "validation_fraction": validation_fraction, "limit": limit,
         "seed": seed,
     }  # fmt: skip
-    stages, before = {}, [COMMON | given | {"weights": Path(weights).name}]
+    stages, before = {}, COMMON | given | {"weights": Path(weights).name}
     for stage, (changes, _) in STAGES.items():
         stages[stage] = COMMON | changes | given | ({"epochs": epochs} if epochs and not changes.get("frozen") else {})
     recorded = not again and all(train.is_recorded(rows, {"stage": stage} | stages[stage]) for stage in stages)
@@ -337,7 +337,7 @@ def main(
     else:
         if again and (run_folder / list(stages)[-1] / "finished").is_file():
             shutil.rmtree(run_folder)
-        write_start(run_folder / "imagenet", before[0], weights, parts[0][0], seed)
+        write_start(run_folder / "imagenet", before, weights, parts[0][0], seed)
         file = run_folder / "norms.json"
         if not file.is_file():
             compared = compare_norms(weights, *parts, seed)
@@ -346,7 +346,7 @@ def main(
         for stage, arguments in stages.items():
             print(f"stage {stage}", flush=True)
             train.finish_run(run_folder / stage, arguments, *parts, before)
-            before = [arguments, *before]
+            before = arguments
 
     if not recorded:
         past, rows = [], []

@@ -212,6 +212,12 @@ def test_split_keeps_twins_on_one_side(twins):
     assert not {images[i].tobytes() for i in train} & {images[i].tobytes() for i in validation}
 
 
+def test_of_two_splits_the_smaller_is_a_part_of_the_larger(twins):
+    """What a network that learned from more faces was not shown, one that learned from fewer was not shown either."""
+    small, large = (set(utils.split_validation(*twins, fraction)[1]) for fraction in (0.05, 0.2))
+    assert 0 < len(small) < len(large) and small < large
+
+
 def test_split_depends_on_the_seed_alone(twins):
     first, again, other = (utils.split_validation(*twins, 0.2, seed)[1] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)

@@ -74,25 +74,31 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, train_mod
     log = pd.read_csv(results / "logs" / "taught.csv")
     assert (log["learning_rate"][1::2] < log["learning_rate"][0::2].min() / 2).all()  # low at the end of each cycle
 
-    # One that goes on from the final one, whose targets are what both columns say, and whose first stages are frozen.
+    # One goes on from the final one, with more faces. Its targets are what both columns say, its first stages stay.
+    refit = train("--epochs", 6, "--iteration", "refit_pooled", run="refit_pooled", data=data)
+    assert refit.returncode == 0 and refit.stdout.count("min left") == 6, refit.stderr
+    row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["refit_pooled"]
     images, labels = utils.load_fer2013("train", data)
-    parts = [(images[part], labels[part]) for part in utils.split_validation(images, labels, 0.1, 0)]
-    before = [
-        json.loads((tmp_path / train_module.folder_of(name) / "arguments.json").read_text())
-        for name in ("final", "taught", "cycles", "grown", "long")
-    ]
-    recipe = before[0] | train_module.recipe_of("onward") | {"epochs": 2}
-    train_module.finish_run(tmp_path / "onward", recipe, *parts, before)
-    side, seen = train_module.VIEW, train_module.look(parts[0][0])
-    start = train_module.trained_network(tmp_path / "my_own_model", before[0], side, seen)
-    beside = train_module.trained_beside(tmp_path / "onward", recipe, side, seen)
+    faces, held_out = utils.split_validation(images, labels, 0.03, 0)
+    assert row["validation_images"] == len(held_out) < report["validation_images"]
+    side, seen = train_module.VIEW, train_module.look(images[faces])
+    start, beside = (train_module.network_of(name, tmp_path, side, seen) for name in ("final", "taught"))
     said = [net.predict(view, verbose=0) for net in (start, beside) for view in (seen, seen[:, :, ::-1])]
-    assert np.load(tmp_path / "onward" / "said.npy") == pytest.approx(np.mean(said, axis=0), abs=1e-4)
+    assert np.load(tmp_path / "refit_pooled" / "said.npy") == pytest.approx(np.mean(said, axis=0), abs=1e-4)
+    pair = np.prod([net.predict(train_module.look(images[held_out]), verbose=0) for net in (start, beside)], axis=0)
+    assert row["accuracy_before"] == pytest.approx((pair.argmax(axis=1) == labels[held_out]).mean(), abs=1e-3)
     end = train_module.build_model("pooled", side=side)
-    end.load_weights(tmp_path / "onward" / "cycle2.weights.h5")
+    end.load_weights(tmp_path / "refit_pooled" / "best.weights.h5")
     for stage, stays in (("stage0a", True), ("stage1b", True), ("stage2a", False), ("stage3c", False)):
         kernels = [net.get_layer(f"{stage}_convolution").get_weights()[0] for net in (start, end)]
         assert (kernels[0] == kernels[1]).all() == stays
+
+
+def test_a_run_needs_what_it_starts_from_and_what_stands_beside_it(train_module):
+    """Each is trained once, after what it needs itself; what only tried to better the final one is no part of it."""
+    to_final = ["long", "grown", "cycles", "taught", "final"]
+    assert train_module.history_of("final") == to_final
+    assert train_module.history_of("refit_residual") == [*to_final, "refit_residual"]
 
 
 def test_a_slow_precision_is_found_out(train_module):
