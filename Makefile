@@ -58,7 +58,7 @@ notebooks: setup ## execute the notebooks with papermill into results/notebooks 
 	    $(PY) -m papermill -k python3 --cwd notebooks $$with $$notebook runs/notebooks/$$name && \
 	    mv runs/notebooks/$$name results/notebooks/$$name || exit 1; done
 
-test: setup data/models/tried lint ## run all tests (10 to 20 minutes on two cores)
+test: setup data/models/tried lint ## run all tests (10 to 25 minutes on two cores)
 	$(PY) -m pytest $(ARGS)
 
 lint: setup ## check the style of notebooks, scripts and tests

@@ -22,7 +22,7 @@ def train_module():
 def train(run_script, small_fer2013, tmp_path):
     def run(*arguments, run="run", data=small_fer2013, environment=None):
         folders = ["--data", data, "--run", tmp_path / run, "--output", tmp_path / "model"]
-        return run_script("train.py", *SMALL, *folders, *arguments, timeout=300, **environment or {})
+        return run_script("train.py", *SMALL, *folders, *arguments, timeout=900, **environment or {})
 
     return run
 
