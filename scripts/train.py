@@ -904,8 +904,8 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     steps = max(1, len(faces[0]) // arguments["batch_size"])
     accuracy, cross_entropy = scores(calibrated, held_out[1])
     figures_before = {}
-    start = recipe_of(arguments["start"]) if arguments["start"] in CHANGES else arguments
-    if start["validation_fraction"] != arguments["validation_fraction"]:
+    origin = recipe_of(arguments["start"]) if arguments["start"] in CHANGES else arguments
+    if origin["validation_fraction"] != arguments["validation_fraction"]:
         columns = [network_of(arguments[name], run.parent, saved_side, norm_faces) for name in ("start", "beside")]
         likely = np.sqrt(np.prod([column.predict(plain, batch_size=256, verbose=0) for column in columns], axis=0))
         likely /= likely.sum(axis=1, keepdims=True)
