@@ -904,10 +904,13 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     steps = max(1, len(faces[0]) // arguments["batch_size"])
     accuracy, cross_entropy = scores(calibrated, held_out[1])
     figures_before = {}
-    origin = recipe_of(arguments["start"]) if arguments["start"] in CHANGES else arguments
+    origin = run.parent / folder_of(arguments["start"]) / "arguments.json"
+    origin = json.loads(origin.read_text()) if arguments["start"] in CHANGES else arguments
     if origin["validation_fraction"] != arguments["validation_fraction"]:
-        columns = [network_of(arguments[name], run.parent, saved_side, norm_faces) for name in ("start", "beside")]
-        likely = np.sqrt(np.prod([column.predict(plain, batch_size=256, verbose=0) for column in columns], axis=0))
+        names = [arguments[name] for name in ("start", "beside") if arguments[name]]
+        columns = [network_of(name, run.parent, saved_side, norm_faces) for name in names]
+        said_before = [column.predict(plain, batch_size=256, verbose=0) for column in columns]
+        likely = np.prod(said_before, axis=0) ** (1 / len(columns))
         likely /= likely.sum(axis=1, keepdims=True)
         pair = scores(likely, held_out[1], fit_temperature(likely, held_out[1]))
         figures_before = {"accuracy_before": pair[0], "cross_entropy_before": pair[1]}
