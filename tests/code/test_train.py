@@ -108,15 +108,19 @@ def test_a_slow_precision_is_found_out(train_module):
 
 
 def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
-    """An earlier iteration gets its row and log, and leaves the model alone."""
+    """An earlier iteration gets its row and log, and leaves the model alone; another split is another run."""
     assert train("--epochs", 1, "--iteration", "plain").returncode == 0
     assert not list((tmp_path / "model").glob("my_own_model*"))
     again = train("--epochs", 1, "--iteration", "plain")
     assert again.returncode == 0 and "holds this run of plain" in again.stdout and "epoch 1:" not in again.stdout
     other = train("--epochs", 1, "--iteration", "plain", "--again")
     assert other.returncode == 0 and "epoch 1:" in other.stdout
-    assert train("--epochs", 1, "--iteration", "vgg", run="vgg").returncode == 0
-    assert pd.read_csv(tmp_path / "model" / "iterations.csv")["iteration"].tolist() == ["plain", "vgg"]
+    assert train("--epochs", 1, "--iteration", "vgg", "--validation-fraction", 0.3, run="vgg").returncode == 0
+    rows = pd.read_csv(tmp_path / "model" / "iterations.csv").set_index("iteration")
+    assert rows.index.tolist() == ["plain", "vgg"]
+    assert rows["validation_images"].tolist() == [21, 63] and rows["train_images"].tolist() == [189, 147]
+    more = train("--epochs", 1, "--iteration", "vgg", "--validation-fraction", 0.2, run="vgg")
+    assert_one_clear_line(more, "another validation_fraction")
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_result(train, train_module, small_fer2013, tmp_path):
