@@ -27,7 +27,8 @@ BASE = {
     "label_smoothing": 0.0, "dropout": 0.2, "ema": 0.0, "strong_share": 1.0, "first_side": 32, "first_share": 1.0,
     "learning_rate": 0.06, "noise": 0.0, "sharp": False, "start": "", "beside": "", "teacher": 0.0, "taught_by": "",
     "cycles": 1, "ends_before": False, "clean_norms": False, "optimizer": "sgd", "frozen": "",
-    "precision": "mixed_bfloat16", "validation_fraction": 0.1,
+    "precision": "mixed_bfloat16", "validation_fraction": 0.1, "seed_offset": 0,
+    "rank_share": 1.0,
 }  # fmt: skip
 CHANGES = {
     "plain": ({}, "The first CNN: three convolutions with max pooling, as for digits. It is the yardstick."),
@@ -88,17 +89,18 @@ CHANGES = {
         {
             "architecture": "pooled", "start": "", "beside": "taught", "teacher": 0.5, "epochs": 100, "cycles": 1,
             "learning_rate": 0.06, "strong_share": 0.8, "first_side": 32, "first_share": 0.6, "ends_before": False,
+            "rank_share": 0.5,
         },
         "More training of the one network brought no more, so a second one of another kind, with max pooling and no "
         "shortcuts, is trained from random weights. Its targets lean on those before it. The two stand side by side as "
         "the columns of one network, whose logits are the mean of theirs: two that err on different faces may be right "
-        "more often than either.",
+        "more often than either. In the end each wide 3x3 kernel is split into two, of half its rank.",
     ),
     "onward": (
         {
             "start": "final", "teacher": 0.7, "taught_by": "start beside", "epochs": 22, "cycles": 2,
             "learning_rate": 0.02, "strong_share": 0.6, "first_side": 44, "first_share": 1.0,
-            "frozen": "stage2a_convolution", "precision": "float32",
+            "frozen": "stage2a_convolution", "precision": "float32", "rank_share": 1.0,
         },
         "The validation loss of the second column was still falling when its training stopped. It goes on at the full "
         "resolution, in two cycles of the learning rate, whose ends are averaged. Its targets lean on both columns. "
@@ -119,6 +121,16 @@ CHANGES = {
             "frozen": "stage2a_convolution",
         },
         "The same for the second column, from its weights of final, beside the first one as it was.",
+    ),
+    "slim": (
+        {
+            "architecture": "slim", "start": "", "beside": "final", "taught_by": "taught pre_trained_model.pkl",
+            "epochs": 100, "learning_rate": 0.06, "strong_share": 0.8, "first_side": 32, "first_share": 0.65,
+            "frozen": "", "validation_fraction": 0.1, "seed_offset": 1,
+        },
+        "The residual column is the weaker one of the two and the slower one. A second column with max pooling takes "
+        "its place, from other random weights, with fewer of them where the maps are smallest. Its targets are those "
+        "that the column beside it had.",
     ),
 }  # fmt: skip
 
@@ -342,17 +354,23 @@ def residual_features(x, blocks=((64, 2), (128, 2), (128, 1), (256, 2), (256, 1)
     return x
 
 
-def pooled_features(x):
+def pooled_features(x, stages=((32, 2), (64, 2), (128, 3), (320, 3)), name="stage"):
     """Like `vgg_features`, with a third convolution where the maps are small, and wider at last.
 
-    Its maps are as large as those of `residual_features`, which can stand beside them.
+    Each stage has a width and a number of convolutions. Its maps are as large as those of `residual_features`, which
+    can stand beside them.
     """
-    for stage, (width, count) in enumerate(((32, 2), (64, 2), (128, 3), (320, 3))):
+    for stage, (width, count) in enumerate(stages):
         if stage:
             x = layers.MaxPooling2D(padding="same")(x)
         for place in "abc"[:count]:
-            x = layers.ReLU()(convolution(x, width, f"stage{stage}{place}"))
+            x = layers.ReLU()(convolution(x, width, f"{name}{stage}{place}"))
     return x
+
+
+def slim_features(x):
+    """The same with fewer weights where the maps are smallest: there are the most, and the most of the time."""
+    return pooled_features(x, ((32, 2), (64, 2), (128, 3), (256, 2)), "slim")
 
 
 def grown_features(x):
@@ -362,7 +380,7 @@ def grown_features(x):
 
 ARCHITECTURES = {
     "plain": plain_features, "vgg": vgg_features, "residual": residual_features, "grown": grown_features,
-    "pooled": pooled_features,
+    "pooled": pooled_features, "slim": slim_features,
 }  # fmt: skip
 
 
@@ -402,9 +420,62 @@ def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_mo
 
 
 def build_result(recipe, side=None, name="my_own_model"):
-    """Build the network that a run with this recipe gives, which has a second column if its recipe says so."""
+    """Build the network that a run with this recipe gives: if it says so, with a second column, or of lower rank."""
     beside = recipe_of(recipe["beside"])["architecture"] if recipe["beside"] else ""
-    return build_model(recipe["architecture"], recipe["dropout"], side, name, beside)
+    model = build_model(recipe["architecture"], recipe["dropout"], side, name, beside)
+    return model if recipe["rank_share"] == 1 else lower_rank(model, recipe["rank_share"])
+
+
+def wide_convolutions(model):
+    """Return the names of the 3x3 convolutions of `model` to 256 features or more, without their last "_" and on."""
+    wide = [layer for layer in model.layers if isinstance(layer, layers.Conv2D) and layer.filters >= 256]
+    return [layer.name.rpartition("_")[0] for layer in wide if layer.kernel_size == (3, 3)]
+
+
+def lower_rank(model, share):
+    """Build the network `model` with two convolutions in the place of each wide one and its batch norm.
+
+    The first is 3x3 and gives a `share` of the features, as many as its rank is then; the second is 1x1, mixes them
+    and has a bias (Zhang et al. 2016, arXiv:1505.06798, section 3.1). See `fit_low_rank` for the weights.
+    """
+    names = wide_convolutions(model)
+
+    def call(layer, *inputs, **options):
+        name, _, kind = layer.name.rpartition("_")
+        if name not in names:
+            return layer(*inputs, **options)
+        if kind == "norm":
+            return inputs[0]
+        rank = round(layer.filters * share)
+        low = layers.Conv2D(rank, 3, layer.strides, padding="same", use_bias=False, name=f"{name}_convolution")
+        return layers.Conv2D(layer.filters, 1, name=f"{name}_mix")(low(*inputs))
+
+    return keras.models.clone_model(model, call_function=call)
+
+
+def fit_low_rank(model, whole, faces):
+    """Give `model`, of `lower_rank`, weights with which it says nearly what the network `whole` says.
+
+    What a wide convolution and its batch norm give for `faces`, (n, side, side, 1) float32, is projected on its
+    principal components, as many as the first of the two convolutions has features. They are fitted one after the
+    other, each with what those before it give now (Zhang et al. 2016, arXiv:1505.06798, sections 3.1 and 3.3).
+    """
+    wide = wide_convolutions(whole)
+    for layer in model.layers:
+        if layer.weights and layer.name.rpartition("_")[0] not in wide:
+            layer.set_weights(whole.get_layer(layer.name).get_weights())
+    for name in wide:
+        low, mix = (model.get_layer(f"{name}_{kind}") for kind in ("convolution", "mix"))
+        convolution, norm = (whole.get_layer(f"{name}_{kind}") for kind in ("convolution", "norm"))
+        given = keras.Model(model.inputs, norm(convolution(low.input))).predict(faces, batch_size=256, verbose=0)
+        given = given.reshape(-1, convolution.filters).astype(float)
+        mean = given.mean(axis=0)
+        components = np.linalg.eigh(np.cov(given.T))[1][:, ::-1][:, : low.filters]  # the largest variance first
+        gamma, beta, moving_mean, variance = norm.get_weights()
+        scale = gamma / np.sqrt(variance + norm.epsilon)
+        shift = beta - scale * moving_mean
+        low.set_weights([convolution.get_weights()[0] * scale @ components])
+        mix.set_weights([components.T[None, None], mean + (shift - mean) @ components @ components.T])
 
 
 def join_columns(model, columns):
@@ -705,8 +776,9 @@ def start_from(run, arguments, faces, before):
         for teacher in arguments["taught_by"].split() or ["start"]:
             if teacher == "start":
                 network, seen = start, views
-            elif teacher == "beside":
-                network, seen = network_of(arguments["beside"], run.parent, VIEW, norm_views), views
+            elif teacher == "beside" or teacher in CHANGES:
+                iteration = arguments.get(teacher, teacher)
+                network, seen = network_of(iteration, run.parent, VIEW, norm_views), views
             else:
                 network, seen = utils.load_model(utils.MODEL.with_name(teacher)), faces[0][..., None].astype(np.float32)
             for view in (seen, seen[:, :, ::-1]):
@@ -776,8 +848,9 @@ def train_model(run, arguments, faces, held_out, before=None):
         is_last = end == arguments["epochs"]
         if len(past_losses) >= end or (is_last and past and len(past) - 1 - np.argmin(past) >= patience_of(arguments)):
             continue
-        keras.utils.set_random_seed(arguments["seed"])
-        options = {name: arguments[name] for name in BATCH_OPTIONS}
+        seed = arguments["seed"] + arguments["seed_offset"]  # the split of the faces is by the seed alone
+        keras.utils.set_random_seed(seed)
+        options = {name: arguments[name] for name in BATCH_OPTIONS} | {"seed": seed}
         cycle = cycle_of(arguments)
         calm = round(cycle * arguments["strong_share"])
         batches = FaceBatches(faces[0], targets, side, calm=calm, period=cycle, **options)
@@ -859,7 +932,8 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     Returns:
         The network, with its temperature in its weights; a dictionary of figures, where the run before had other
         validation faces also those of the network before on these; and one of what else could have been
-        kept, each with its figures: the end of each cycle, all of them as a committee, other batch norms, each column.
+        kept, each with its figures: the end of each cycle, all of them as a committee, other batch norms, each column,
+        kernels of full rank.
     """
     log = read_log(run / "log.csv")
     side, start, _ = phases_of(arguments)[-1]
@@ -867,7 +941,8 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     # The saved model gets whole faces; an iteration that saw small ones to the end is measured on such.
     saved_side = None if side == VIEW else side
     result = build_result(arguments, saved_side, name)
-    column = build_model(arguments["architecture"], arguments["dropout"], saved_side) if arguments["beside"] else result
+    whole = result if arguments["rank_share"] == 1 else build_result(arguments | {"rank_share": 1.0}, saved_side, name)
+    column = build_model(arguments["architecture"], arguments["dropout"], saved_side) if arguments["beside"] else whole
 
     def view(images):
         return images[..., None].astype(np.float32) if side == VIEW else look(images, side)
@@ -892,7 +967,10 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
         other = network_of(arguments["beside"], run.parent, saved_side, norm_faces)
         for what, network in (("this run's column alone", column), (f"that of {arguments['beside']} alone", other)):
             said[what] = network.predict(plain, batch_size=256, verbose=0)
-        join_columns(result, [column, other])
+        join_columns(whole, [column, other])
+    if whole is not result:
+        said["with kernels of full rank"] = whole.predict(plain, batch_size=256, verbose=0)
+        fit_low_rank(result, whole, view(faces[0][:: max(1, len(faces[0]) // 1300)]))
     for what, probabilities in said.items():
         pair = scores(probabilities, held_out[1], fit_temperature(probabilities, held_out[1]))
         made_of[what] = {"validation_accuracy": pair[0], "validation_cross_entropy": pair[1]}
@@ -942,9 +1020,11 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
 
 def weights_from(iteration):
     """Return the names of the iterations whose weights are in the network of this one, its own first."""
-    recipe = recipe_of(iteration)
-    mean = [recipe["start"]] if recipe["ends_before"] else []
-    return [iteration, *mean, *(weights_from(recipe["beside"]) if recipe["beside"] else [])]
+    names = []
+    for column in filter(None, (iteration, recipe_of(iteration)["beside"])):
+        recipe = recipe_of(column)
+        names += [column, recipe["start"]] if recipe["ends_before"] else [column]
+    return names
 
 
 def kept_epochs(row):
@@ -1021,6 +1101,8 @@ WHY = """\
 - Both keep the full resolution at first: an eyebrow is three pixels high, and an early stride would lose it.
 - Where the resolution halves the width doubles, so that every stage costs about the same, and most of the parameters
   are where the maps are small and cheap.
+- The 3x3 kernels to 256 features and more are split into two, 3x3 ones to half as many features, and 1x1 ones that mix
+  these: what they give for faces is nearly of such a rank. They were trained whole, and split when training had ended.
 - Batch norm after every convolution allows the high learning rate that stochastic gradient descent generalises with.
 - The head averages over the map and has one weight per feature and emotion. There is little in it that could overfit,
   and dropout is all it needs. It is a 1x1 convolution, which OpenCV reads as Keras wrote it.
@@ -1043,13 +1125,17 @@ TAUGHT = {
     "longer matter.",
     "final": "The new column alone is right more often than the old one, which was one of its teachers, after fewer "
     "epochs and at a lower price: the shortcuts were not needed. Together they have by far the lowest cross-entropy, "
-    "but on the validation faces no higher accuracy than the new one alone.",
+    "but on the validation faces no higher accuracy than the new one alone. The split of the kernels saved a third of "
+    "the weights, and changed accuracy and cross-entropy by less than chance does.",
     "onward": "A step back, on the validation faces and on the training faces: in eleven epochs a cycle does not bring "
     "back what its learning rate undoes, and the mean of both ends is no better than the first. So the network of "
     "final is kept. Longer cycles and lower rates were not tried.",
     "refit_residual": "No gain: the cross-entropy on the faces that are left rose a little. The loss was lowest before "
     "the calm end, which made the column surer and right more often.",
     "refit_pooled": "A gain of the size of chance, on the few faces that are left. 03 says why final stays.",
+    "slim": "Alone it is behind the column whose place it was to take, and beside the other one too. It was to be kept "
+    "only if the cross-entropy of the pair was lower, so it is not. What it would have saved was saved by the split of "
+    "the kernels of final, at a lower cost.",
 }
 
 
@@ -1105,7 +1191,7 @@ def parse_args(argv=None):
         "--iteration",
         type=str,
         default="final",
-        help="of the recipe, from plain and vgg to final and refit_pooled; another lists all (default: %(default)s)",
+        help="of the recipe, from plain and vgg to final and slim; another lists all (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs",

@@ -56,7 +56,7 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, train_mod
     report = json.loads((results / "my_own_model.json").read_text())
     assert report["arguments"]["epochs"] == report["epochs_trained"] == 6
     columns = ["this run's column alone", "that of taught alone"]
-    assert list(report["made_of"]) == ["batch norms of the training", *columns]
+    assert list(report["made_of"]) == ["batch norms of the training", *columns, "with kernels of full rank"]
     row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["final"]
     assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "pooled"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
@@ -183,6 +183,32 @@ def test_the_columns_of_a_network_are_averaged(train_module, tmp_path):
     utils.save_model(joined, tmp_path / "joined.pkl")
     net = utils.EmotionNet(tmp_path / "joined.tflite")
     assert net.predict(faces[..., 0].astype(np.uint8)) == pytest.approx(expected, abs=1e-5)
+
+
+def test_kernels_of_a_lower_rank_say_nearly_the_same(train_module):
+    """Of the full rank they say exactly the same, and of half of it they are closer than halves taken by chance."""
+    rng = np.random.default_rng(0)
+    faces = rng.integers(0, 256, (48, 48, 48, 1)).astype(np.float32)
+    whole = train_module.build_model("pooled", beside="grown")
+    for layer in whole.layers:
+        if layer.name.endswith("_norm"):
+            gamma, beta, mean, variance = layer.get_weights()
+            beta, mean = rng.normal(0, 0.5, (2, len(beta)))
+            layer.set_weights([gamma * rng.uniform(-1.5, 1.5, len(gamma)), beta, mean, variance])
+    expected = np.log(whole.predict(faces, verbose=0))
+    far = {}
+    for share in (1.0, 0.5):
+        model = train_module.lower_rank(whole, share)
+        by_chance = np.abs(np.log(model.predict(faces, verbose=0)) - expected).mean()
+        train_module.fit_low_rank(model, whole, faces[::2])
+        far[share] = np.abs(np.log(model.predict(faces, verbose=0)) - expected).mean()
+        assert far[share] < 0.2 * by_chance
+    assert far[1.0] < 1e-4 < far[0.5]
+    names = {layer.name: layer for layer in model.layers}
+    assert names["stage3a_convolution"].filters == 160 and names["stage3a_mix"].filters == 320
+    assert names["block4a_convolution"].strides == (2, 2) and "block4a_norm" not in names
+    assert names["stage2c_convolution"].filters == 128 and "stage2c_norm" in names
+    assert model.count_params() < 0.7 * whole.count_params()
 
 
 def test_a_grown_network_starts_where_the_one_before_ended(train_module):
