@@ -28,7 +28,7 @@ BASE = {
     "learning_rate": 0.06, "noise": 0.0, "sharp": False, "start": "", "beside": "", "teacher": 0.0, "taught_by": "",
     "cycles": 1, "ends_before": False, "clean_norms": False, "optimizer": "sgd", "frozen": "",
     "precision": "mixed_bfloat16", "validation_fraction": 0.1, "seed_offset": 0,
-    "rank_share": 1.0,
+    "ranks": "", "view": 44,
 }  # fmt: skip
 CHANGES = {
     "plain": ({}, "The first CNN: three convolutions with max pooling, as for digits. It is the yardstick."),
@@ -89,18 +89,20 @@ CHANGES = {
         {
             "architecture": "pooled", "start": "", "beside": "taught", "teacher": 0.5, "epochs": 100, "cycles": 1,
             "learning_rate": 0.06, "strong_share": 0.8, "first_side": 32, "first_share": 0.6, "ends_before": False,
-            "rank_share": 0.5,
+            "view": 48,
+            "ranks": "stage3a 160 stage3b 96 stage3c 80 block4a 136 block4b 128 block5a 104 block5b 88",
         },
         "More training of the one network brought no more, so a second one of another kind, with max pooling and no "
         "shortcuts, is trained from random weights. Its targets lean on those before it. The two stand side by side as "
         "the columns of one network, whose logits are the mean of theirs: two that err on different faces may be right "
-        "more often than either. In the end each wide 3x3 kernel is split into two, of half its rank.",
+        "more often than either. In the end each wide 3x3 kernel is split into two, of half its rank or less, and the "
+        "network sees whole faces, not just their middle.",
     ),
     "onward": (
         {
             "start": "final", "teacher": 0.7, "taught_by": "start beside", "epochs": 22, "cycles": 2,
             "learning_rate": 0.02, "strong_share": 0.6, "first_side": 44, "first_share": 1.0,
-            "frozen": "stage2a_convolution", "precision": "float32", "rank_share": 1.0,
+            "frozen": "stage2a_convolution", "precision": "float32", "ranks": "", "view": 44,
         },
         "The validation loss of the second column was still falling when its training stopped. It goes on at the full "
         "resolution, in two cycles of the learning rate, whose ends are averaged. Its targets lean on both columns. "
@@ -193,7 +195,7 @@ def load_parts(data, limit, validation_fraction, seed):
     return [(images[part], labels[part]) for part in parts]
 
 
-VIEW = 44  # pixels of a face's 48 that the network looks at, from the middle
+VIEW = 44  # pixels of a face's 48 that the network looks at in training, from the middle
 
 
 def look(images, side=VIEW):
@@ -390,24 +392,25 @@ def with_fast_norms(layer):
     return kind.from_config(layer.get_config())
 
 
-def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_model", beside=""):
+def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_model", beside="", view=VIEW):
     """Build a CNN.
 
     Args:
         architecture: a name in ARCHITECTURES.
         dropout: share of the last features that is left out at random in training.
-        side: of the faces that `look` gives; None for whole faces of 48x48, which the model then crops itself, made
-            of Keras' own layers only. The weights fit all of them.
+        side: of the faces that `look` gives; None for whole faces of 48x48, of whose middle the model sees `view`
+            pixels, made of Keras' own layers only. The weights fit all of them.
         name: of the model.
         beside: the name of an architecture that is a second column, or none (Ciresan et al. 2012, arXiv:1202.2745).
+        view: see `side`.
 
     Returns:
         keras.Model: (n, side, side, 1) float32 raw grey, 0 to 255, to (n, 7) softmax in the order of utils.EMOTIONS.
     """
     inputs = keras.Input((side or utils.SIDE, side or utils.SIDE, 1), name="face")
     x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
-    if side is None:
-        x = layers.Cropping2D((utils.SIDE - VIEW) // 2)(x)
+    if side is None and view < utils.SIDE:
+        x = layers.Cropping2D((utils.SIDE - view) // 2)(x)
     columns = [ARCHITECTURES[column](x) for column in (architecture, beside) if column]
     x = layers.Concatenate()(columns) if beside else columns[0]
     x = layers.GlobalAveragePooling2D(keepdims=True)(x)
@@ -422,8 +425,9 @@ def build_model(architecture="residual", dropout=0.2, side=None, name="my_own_mo
 def build_result(recipe, side=None, name="my_own_model"):
     """Build the network that a run with this recipe gives: if it says so, with a second column, or of lower rank."""
     beside = recipe_of(recipe["beside"])["architecture"] if recipe["beside"] else ""
-    model = build_model(recipe["architecture"], recipe["dropout"], side, name, beside)
-    return model if recipe["rank_share"] == 1 else lower_rank(model, recipe["rank_share"])
+    model = build_model(recipe["architecture"], recipe["dropout"], side, name, beside, recipe["view"])
+    ranks = recipe["ranks"].split()
+    return lower_rank(model, dict(zip(ranks[::2], map(int, ranks[1::2]), strict=True))) if ranks else model
 
 
 def wide_convolutions(model):
@@ -432,11 +436,11 @@ def wide_convolutions(model):
     return [layer.name.rpartition("_")[0] for layer in wide if layer.kernel_size == (3, 3)]
 
 
-def lower_rank(model, share):
+def lower_rank(model, ranks):
     """Build the network `model` with two convolutions in the place of each wide one and its batch norm.
 
-    The first is 3x3 and gives a `share` of the features, as many as its rank is then; the second is 1x1, mixes them
-    and has a bias (Zhang et al. 2016, arXiv:1505.06798, section 3.1). See `fit_low_rank` for the weights.
+    The first is 3x3 and gives as many features as `ranks` has for the name of the wide one; the second is 1x1, mixes
+    them and has a bias (Zhang et al. 2016, arXiv:1505.06798, section 3.1). See `fit_low_rank` for the weights.
     """
     names = wide_convolutions(model)
 
@@ -446,8 +450,7 @@ def lower_rank(model, share):
             return layer(*inputs, **options)
         if kind == "norm":
             return inputs[0]
-        rank = round(layer.filters * share)
-        low = layers.Conv2D(rank, 3, layer.strides, padding="same", use_bias=False, name=f"{name}_convolution")
+        low = layers.Conv2D(ranks[name], 3, layer.strides, padding="same", use_bias=False, name=f"{name}_convolution")
         return layers.Conv2D(layer.filters, 1, name=f"{name}_mix")(low(*inputs))
 
     return keras.models.clone_model(model, call_function=call)
@@ -543,14 +546,14 @@ def load_weights(model, files, faces=None):
 
 def trained_network(run, recipe, side, faces=None):
     """Return the network of a finished run, see `kept_ends`; with `faces` its batch norms get their statistics."""
-    network = build_model(recipe["architecture"], recipe["dropout"], side)
+    network = build_model(recipe["architecture"], recipe["dropout"], side, view=recipe["view"])
     load_weights(network, kept_ends(run, recipe), faces)
     return network
 
 
-def network_of(iteration, runs, side, faces=None):
+def network_of(iteration, runs, side, faces=None, view=VIEW):
     """Return the network of an iteration whose finished run is in the folder `runs`, see `trained_network`."""
-    return trained_network(runs / folder_of(iteration), recipe_of(iteration), side, faces)
+    return trained_network(runs / folder_of(iteration), recipe_of(iteration) | {"view": view}, side, faces)
 
 
 def cycle_of(arguments):
@@ -933,7 +936,7 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
         The network, with its temperature in its weights; a dictionary of figures, where the run before had other
         validation faces also those of the network before on these; and one of what else could have been
         kept, each with its figures: the end of each cycle, all of them as a committee, other batch norms, each column,
-        kernels of full rank.
+        the middle of the faces, kernels of full rank.
     """
     log = read_log(run / "log.csv")
     side, start, _ = phases_of(arguments)[-1]
@@ -941,11 +944,17 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     # The saved model gets whole faces; an iteration that saw small ones to the end is measured on such.
     saved_side = None if side == VIEW else side
     result = build_result(arguments, saved_side, name)
-    whole = result if arguments["rank_share"] == 1 else build_result(arguments | {"rank_share": 1.0}, saved_side, name)
-    column = build_model(arguments["architecture"], arguments["dropout"], saved_side) if arguments["beside"] else whole
+    whole = build_result(arguments | {"ranks": ""}, saved_side, name) if arguments["ranks"] else result
+    is_whole = not arguments["beside"] and arguments["view"] == VIEW
+    column = whole if is_whole else build_model(arguments["architecture"], arguments["dropout"], saved_side)
 
     def view(images):
         return images[..., None].astype(np.float32) if side == VIEW else look(images, side)
+
+    def said_by(columns):
+        likely = [network.predict(plain, batch_size=256, verbose=0) for network in columns]
+        likely = np.prod(likely, axis=0) ** (1 / len(columns))  # their logits' mean
+        return likely / likely.sum(axis=1, keepdims=True)
 
     plain, step = view(held_out[0]), max(1, len(faces[0]) // 3000)
     norm_faces = view(faces[0][:: max(1, len(faces[0]) // 5000)]) if arguments["clean_norms"] else None
@@ -963,11 +972,18 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
         load_weights(column, kept)
         said["batch norms of the training"] = column.predict(plain, batch_size=256, verbose=0)
     load_weights(column, kept, norm_faces)
+    columns = [column]
     if arguments["beside"]:
-        other = network_of(arguments["beside"], run.parent, saved_side, norm_faces)
-        for what, network in (("this run's column alone", column), (f"that of {arguments['beside']} alone", other)):
-            said[what] = network.predict(plain, batch_size=256, verbose=0)
-        join_columns(whole, [column, other])
+        columns.append(network_of(arguments["beside"], run.parent, saved_side, norm_faces))
+        for what, network in zip(("this run's column", f"that of {arguments['beside']}"), columns, strict=True):
+            said[f"{what} alone"] = network.predict(plain, batch_size=256, verbose=0)
+    if arguments["view"] != VIEW:
+        said["with the view of the training"] = said_by(columns)
+        columns = [trained_network(run, arguments, saved_side, norm_faces)]
+        if arguments["beside"]:
+            columns.append(network_of(arguments["beside"], run.parent, saved_side, norm_faces, arguments["view"]))
+    if not is_whole:
+        join_columns(whole, columns)
     if whole is not result:
         said["with kernels of full rank"] = whole.predict(plain, batch_size=256, verbose=0)
         fit_low_rank(result, whole, view(faces[0][:: max(1, len(faces[0]) // 1300)]))
@@ -986,10 +1002,8 @@ def measure_run(run, arguments, faces, held_out, past=(), name="my_own_model"):
     origin = json.loads(origin.read_text()) if arguments["start"] in CHANGES else arguments
     if origin["validation_fraction"] != arguments["validation_fraction"]:
         names = [arguments[name] for name in ("start", "beside") if arguments[name]]
-        columns = [network_of(name, run.parent, saved_side, norm_faces) for name in names]
-        said_before = [column.predict(plain, batch_size=256, verbose=0) for column in columns]
-        likely = np.prod(said_before, axis=0) ** (1 / len(columns))
-        likely /= likely.sum(axis=1, keepdims=True)
+        columns = [network_of(name, run.parent, saved_side, norm_faces, arguments["view"]) for name in names]
+        likely = said_by(columns)
         pair = scores(likely, held_out[1], fit_temperature(likely, held_out[1]))
         figures_before = {"accuracy_before": pair[0], "cross_entropy_before": pair[1]}
     return (
@@ -1094,15 +1108,18 @@ def plot_learning_curves(names, logs, row):
 
 
 WHY = """\
-- It sees the middle 44x44 of a face's 48x48 pixels: the rest is hair and background.
+- It was trained on 44x44 of a face's 48x48 pixels, moved, turned and scaled, and sees all 48x48 when that is over, with
+  batch norms of such faces (Touvron et al. 2019, arXiv:1906.06423). Maps of 48, 24 and 12 pixels are what OpenCV
+  convolves fast (Lavin and Gray 2016, arXiv:1509.09308); those of 11 it does not.
 - It has two columns, which see the same pixels and share nothing but the head. One has residual blocks, whose strides
   halve the resolution; the other has max pooling and no shortcuts. Networks of two kinds err on different faces, and
   the mean of their logits has a lower cross-entropy than either.
 - Both keep the full resolution at first: an eyebrow is three pixels high, and an early stride would lose it.
 - Where the resolution halves the width doubles, so that every stage costs about the same, and most of the parameters
   are where the maps are small and cheap.
-- The 3x3 kernels to 256 features and more are split into two, 3x3 ones to half as many features, and 1x1 ones that mix
-  these: what they give for faces is nearly of such a rank. They were trained whole, and split when training had ended.
+- The 3x3 kernels to 256 features and more are split into two, 3x3 ones to half as many features or less, and 1x1 ones
+  that mix these: what they give for faces is nearly of such a rank, the later ones of the lowest. They were trained
+  whole, and split when training had ended.
 - Batch norm after every convolution allows the high learning rate that stochastic gradient descent generalises with.
 - The head averages over the map and has one weight per feature and emotion. There is little in it that could overfit,
   and dropout is all it needs. It is a 1x1 convolution, which OpenCV reads as Keras wrote it.
@@ -1125,11 +1142,12 @@ TAUGHT = {
     "longer matter.",
     "final": "The new column alone is right more often than the old one, which was one of its teachers, after fewer "
     "epochs and at a lower price: the shortcuts were not needed. Together they have by far the lowest cross-entropy, "
-    "but on the validation faces no higher accuracy than the new one alone. The split of the kernels saved a third of "
-    "the weights, and changed accuracy and cross-entropy by less than chance does.",
-    "onward": "A step back, on the validation faces and on the training faces: in eleven epochs a cycle does not bring "
-    "back what its learning rate undoes, and the mean of both ends is no better than the first. So the network of "
-    "final is kept. Longer cycles and lower rates were not tried.",
+    "but on the validation faces no higher accuracy than the new one alone. The split of the kernels saved nearly half "
+    "of the weights, the view of whole faces a tenth of the time; together they changed accuracy and cross-entropy by "
+    "less than chance does.",
+    "onward": "A step back in cross-entropy, and on the training faces: in eleven epochs a cycle does not bring back "
+    "what its learning rate undoes, and the mean of both ends is no better than the first. So the network of final "
+    "is kept. Longer cycles and lower rates were not tried.",
     "refit_residual": "No gain: the cross-entropy on the faces that are left rose a little. The loss was lowest before "
     "the calm end, which made the column surer and right more often.",
     "refit_pooled": "A gain of the size of chance, on the few faces that are left. 03 says why final stays.",

@@ -56,7 +56,8 @@ def test_trains_saves_and_reports_and_never_opens_the_test_rows(train, train_mod
     report = json.loads((results / "my_own_model.json").read_text())
     assert report["arguments"]["epochs"] == report["epochs_trained"] == 6
     columns = ["this run's column alone", "that of taught alone"]
-    assert list(report["made_of"]) == ["batch norms of the training", *columns, "with kernels of full rank"]
+    others = ["with the view of the training", "with kernels of full rank"]
+    assert list(report["made_of"]) == ["batch norms of the training", *columns, *others]
     row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["final"]
     assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "pooled"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
@@ -198,7 +199,9 @@ def test_kernels_of_a_lower_rank_say_nearly_the_same(train_module):
     expected = np.log(whole.predict(faces, verbose=0))
     far = {}
     for share in (1.0, 0.5):
-        model = train_module.lower_rank(whole, share)
+        wide = train_module.wide_convolutions(whole)
+        ranks = {name: round(share * whole.get_layer(f"{name}_convolution").filters) for name in wide}
+        model = train_module.lower_rank(whole, ranks)
         by_chance = np.abs(np.log(model.predict(faces, verbose=0)) - expected).mean()
         train_module.fit_low_rank(model, whole, faces[::2])
         far[share] = np.abs(np.log(model.predict(faces, verbose=0)) - expected).mean()
@@ -358,7 +361,13 @@ def test_a_face_is_looked_at_as_the_saved_model_does(train_module):
     part.set_weights(whole.get_weights())
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     seen = part.predict(train_module.look(faces), verbose=0)
-    assert whole.predict(faces[..., None].astype(np.float32), verbose=0) == pytest.approx(seen, abs=1e-6)
+    raw = faces[..., None].astype(np.float32)
+    assert whole.predict(raw, verbose=0) == pytest.approx(seen, abs=1e-6)
+    wide, all_of_it = train_module.build_model("plain", view=48), train_module.build_model("plain", side=48)
+    for model in (wide, all_of_it):
+        model.set_weights(whole.get_weights())
+    assert wide.predict(raw, verbose=0) == pytest.approx(all_of_it.predict(raw, verbose=0), abs=1e-6)
+    assert np.abs(wide.predict(raw, verbose=0) - seen).max() > 1e-4  # the edge counts
     bright_corner = np.zeros((48, 48), np.uint8)
     bright_corner[18:30, 18:30] = 255
     for side in (32, 44):
