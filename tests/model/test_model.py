@@ -130,7 +130,7 @@ def test_training_stopped_before_it_overfitted(column):
 
 
 def test_the_network_of_two_columns_has_a_lower_loss_on_validation_than_either():
-    """And it is no worse for the batch norms of plain faces, the view of whole faces and kernels of lower rank."""
+    """And batch norms of plain faces, the view of whole faces and kernels of lower rank cost next to nothing."""
     report = json.loads(utils.MODEL.with_suffix(".json").read_text())
     new, other = (report["made_of"][name] for name in ("this run's column alone", "that of taught alone"))
     training_norms = report["made_of"]["batch norms of the training"]
