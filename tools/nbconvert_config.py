@@ -60,8 +60,9 @@ def read_parameters(source):
             kind, default = node.annotation.id, ast.literal_eval(node.value)
         except (AttributeError, ValueError):
             kind = default = None
-        if kind not in ("bool", "int", "float", "str") or kind != type(default).__name__:
-            form = "`name: type = literal  # help`, a bool, int, float or str with a literal of that type"
+        is_literal = kind in ("bool", "int", "float", "str") and kind == type(default).__name__
+        if not is_literal and (kind, default) != ("list", []):
+            form = "`name: type = literal  # help`, a bool, int, float or str with a literal of that type, or list = []"
             raise cell_error(node, f"expected {form}; derive values in a `main` cell")
         if line.count("=") > 1:
             raise cell_error(node, "papermill skips a line with a second `=`; reword the help, or write two lines")

@@ -129,6 +129,13 @@ def test_flags_have_types(project):
     assert "--times: invalid int value: 'few'" in result.stderr
 
 
+def test_a_list_takes_several_values(export_cells, tmp_path):
+    shutil.copy(ROOT / "utils.py", tmp_path)
+    export_cells(IMPORTS, ("parameters", "names: list = []  # who is greeted"), ("main", "print(names)"))
+    for arguments, names in ([], []), (["--names", "a b", "c", "--names", "d"], ["a b", "c", "d"]):
+        assert run(tmp_path / "scripts" / "demo.py", *arguments).stdout == f"{names}\n"
+
+
 def test_script_passes_ruff(project):
     script = (project / "scripts" / "demo.py").read_text()
     for command in ["check"], ["format", "--check"]:
@@ -178,7 +185,8 @@ def test_docstring_is_the_first_paragraph_and_nothing_else(export_cells):
         ("epochs = 3  # without a type", "expected `name: type = literal  # help`"),
         ("print(times)", "expected `name: type = literal  # help`"),
         ("epochs: int = 3 * times  # derived", "derive values in a `main` cell"),
-        ("sizes: list = [48]  # of another type", "a bool, int, float or str"),
+        ("sizes: dict = {}  # of another type", "a bool, int, float or str"),
+        ("sizes: list = [48]  # to which a flag would add", "or list = []"),
         ("epochs: float = 3  # of two types", "a literal of that type"),
         ("epochs: int = 3", "expected a comment"),
     ],
