@@ -1,11 +1,12 @@
 """What the notebooks, the scripts and the tests share, in the order of the way from a frame to a word.
 
-Paths, errors, data, faces, tracks, video, models, plots. Importing it has no effects: no seed is set, no style is
-changed, and TensorFlow, pandas and matplotlib are imported only by the functions that need them, because the live
-stream must start at once.
+Paths, errors, data, faces, tracks, video, models, pictures, plots. Importing it has no effects: no seed is set, no
+style is changed, and TensorFlow, pandas and matplotlib are imported only by the functions that need them, because the
+live stream must start at once.
 """
 
 import csv
+import functools
 import gzip
 import io
 import logging
@@ -648,15 +649,8 @@ class Video:
 def quiet_tensorflow():
     """Keep TensorFlow's talk at its start off stderr: its own log level does not reach all of it."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
+    with quiet_stderr():
         yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
 
 
 def _tflite_input_shape(content):
@@ -860,6 +854,151 @@ def calibration_error(probabilities, labels, bins=15):
     """Return the expected calibration error, 0 to 1: the gap in `reliability`, averaged over all predictions."""
     confidence, accuracy, count = reliability(probabilities, labels, bins)
     return float((np.abs(confidence - accuracy) * count).sum() / count.sum())
+
+
+# ------------------------------------------------------------------------------------------------------ pictures
+
+
+@contextmanager
+def quiet_stderr():
+    """Drop what C libraries write to stderr: some print mere warnings there and have no setting against it."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def read_picture(path):
+    """Read a picture file as a viewer shows it: upright, white where it is transparent, the first one of several.
+
+    Args:
+        path: of a file that OpenCV can read: JPEG (CMYK too), PNG, WebP, TIFF, BMP, GIF and others, grey or in colour,
+            of 8 or 16 bits.
+
+    Returns:
+        (h, w, 3) uint8 BGR.
+
+    Raises:
+        InputError: there is no file, or no whole picture in it.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no picture at {path}: there is no such file")
+    content = np.fromfile(path, np.uint8)  # OpenCV opens no path that is not UTF-8
+    try:
+        with quiet_stderr():
+            raw, kinds, metadata = cv2.imdecodeWithMetadata(content, flags=cv2.IMREAD_UNCHANGED)
+            if raw is not None and raw.shape[2:] == (4,):
+                white = np.iinfo(raw.dtype).max
+                opaque = raw[..., 3:] / np.float32(white)
+                on_white = (white - (white - raw[..., :3]) * opaque).astype(raw.dtype)
+                content = cv2.imencodeWithMetadata(".png", on_white, kinds, metadata)[1]
+            picture = cv2.imdecode(content, cv2.IMREAD_COLOR)  # in 8 bits, and turned as the EXIF data say
+    except cv2.error:  # an empty file, or more pixels than OpenCV allows
+        picture = None
+    if picture is None:
+        raise InputError(
+            f"no picture at {path}: OpenCV cannot read the file; expected a whole JPEG, PNG, WebP or TIFF picture"
+        )
+    return picture
+
+
+@functools.cache
+def _detector_and_net():
+    """Return the FaceDetector and the EmotionNet of `read_emotions`, made once."""
+    return FaceDetector(), EmotionNet()
+
+
+def read_emotions(image, detector=None, net=None):
+    """Find the faces in a picture and read their emotions.
+
+    Args:
+        image: path of a picture, or (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) uint8: grey, BGR or BGRA. One of 48x48
+            pixels is taken for a face that was cut out already, as those of FER2013 are.
+        detector: FaceDetector; made at the first call if None. Two threads need two.
+        net: EmotionNet; likewise.
+
+    Returns:
+        list of (Face, (7,) float32 probabilities in the order of EMOTIONS), the largest face first.
+
+    Raises:
+        InputError: there is no picture at the path, or `image` is something else.
+
+    Example:
+        for face, probabilities in read_emotions("me.jpg"): ...
+    """
+    frame = to_bgr(read_picture(image) if isinstance(image, (str, os.PathLike)) else image)
+    detector, net = detector or _detector_and_net()[0], net or _detector_and_net()[1]
+    cut_out = frame.shape[:2] == (SIDE, SIDE)
+    faces = [Face(SIDE / 2, SIDE / 2, SIDE)] if cut_out else detector.detect(frame)
+    probabilities = net.predict([crop_face(frame, face) for face in faces])
+    return list(zip(faces, probabilities, strict=True))
+
+
+INK, ACCENT, GROOVE = (235, 235, 235), (80, 200, 120), (70, 70, 70)  # BGR
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw_faces(frame, faces, height=480):
+    """Return a picture of a frame and its faces, `height` pixels high: boxes, ids, emotions and the panel of bars.
+
+    Args:
+        frame: (h, w, 3) uint8 BGR.
+        faces: for each face its id, its Face and its (7,) probabilities, largest first.
+        height: in pixels; letters, lines and the panel grow with it.
+
+    Returns:
+        (height, width, 3) uint8 BGR; the width is even, as video encoders want it, and of the frame at most 8/3 of the
+        height.
+    """
+    unit = height / 480
+    scale = min(height / frame.shape[0], 8 / 3 * height / frame.shape[1])
+    size = max(2, round(frame.shape[1] * scale / 2) * 2), max(1, round(frame.shape[0] * scale))
+    picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    picture = cv2.copyMakeBorder(picture, 0, height - size[1], 0, 0, cv2.BORDER_CONSTANT)
+    thin, margin, letters = max(1, round(unit)), round(4 * unit), 0.6 * unit
+    for i, (number, face, probabilities) in enumerate(faces):
+        left, top, right, bottom = (round(edge * scale) for edge in face.box)
+        colour = ACCENT if i == 0 else INK
+        best = int(np.argmax(probabilities))
+        cv2.rectangle(picture, (left, top), (right, bottom), colour, 2 * thin, cv2.LINE_AA)
+        label = f"#{number} {EMOTIONS[best]} {probabilities[best]:.0%}"
+        (label_width, label_height), _ = cv2.getTextSize(label, FONT, letters, thin)
+        label_width, label_height = label_width + 2 * margin, label_height + 3 * margin
+        x, y = min(max(left, 0), max(0, size[0] - label_width)), max(top, label_height)
+        cv2.rectangle(picture, (x, y - label_height), (x + label_width, y), colour, cv2.FILLED)
+        place = x + margin, y - round(7 * unit)
+        cv2.putText(picture, label, place, FONT, letters, (20, 20, 20), thin, cv2.LINE_AA)
+    return np.hstack([picture, draw_panel(faces, height)])
+
+
+def draw_panel(faces, height):
+    """Return the panel with a bar for each of the seven emotions of the first face: (height, width, 3) uint8 BGR.
+
+    It is 230 pixels wide where it is 480 pixels high; see `draw_faces`.
+    """
+    unit = height / 480
+    thin, width, left = max(1, round(unit)), 2 * round(115 * unit), round(15 * unit)
+    panel = np.full((height, width, 3), 30, np.uint8)
+
+    def write(text, x, y, letters, colour):
+        cv2.putText(panel, text, (x, y), FONT, letters * unit, colour, thin, cv2.LINE_AA)
+
+    write(f"face {faces[0][0]}" if faces else "no face", left, round(35 * unit), 0.6, INK)
+    probabilities = faces[0][2] if faces else np.zeros(len(EMOTIONS))
+    for i, (emotion, probability) in enumerate(zip(EMOTIONS, probabilities, strict=True)):
+        y = round(75 * unit) + i * round(height - 90 * unit) // len(EMOTIONS)
+        colour = ACCENT if faces and i == int(np.argmax(probabilities)) else INK
+        write(emotion, left, y, 0.5, colour)
+        write(f"{probability:4.0%}", width - round(60 * unit), y, 0.5, colour)
+        top, bottom, length = y + round(8 * unit), y + round(18 * unit), (width - 2 * left) * float(probability)
+        cv2.rectangle(panel, (left, top), (width - left, bottom), GROOVE, cv2.FILLED)
+        cv2.rectangle(panel, (left, top), (left + round(length), bottom), colour, cv2.FILLED)
+    return panel
 
 
 # --------------------------------------------------------------------------------------------------------- plots

@@ -92,54 +92,7 @@ class AnswerLog:
         self._file.close()
 
 
-PANEL, WIDEST = 230, 1280  # pixels
-INK, ACCENT, TRACK = (235, 235, 235), (80, 200, 120), (70, 70, 70)  # BGR
-FONT = cv2.FONT_HERSHEY_SIMPLEX
-
-
-def draw(frame, faces, height=480):
-    """Return a picture of a frame and its faces, `height` pixels high: boxes, ids, emotions and the panel of bars.
-
-    Args:
-        frame: (h, w, 3) uint8 BGR.
-        faces: for each face its id, its utils.Face and its (7,) probabilities, largest first.
-
-    Returns:
-        (height, width, 3) uint8 BGR; the width is even, as video encoders want it, and of the frame at most WIDEST.
-    """
-    scale = min(height / frame.shape[0], WIDEST / frame.shape[1])
-    size = max(2, round(frame.shape[1] * scale / 2) * 2), max(1, round(frame.shape[0] * scale))
-    picture = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    picture = cv2.copyMakeBorder(picture, 0, height - size[1], 0, 0, cv2.BORDER_CONSTANT)
-    width = size[0]
-    for i, (number, face, probabilities) in enumerate(faces):
-        left, top, right, bottom = (round(edge * scale) for edge in face.box)
-        colour = ACCENT if i == 0 else INK
-        best = int(np.argmax(probabilities))
-        cv2.rectangle(picture, (left, top), (right, bottom), colour, 2, cv2.LINE_AA)
-        label = f"#{number} {utils.EMOTIONS[best]} {probabilities[best]:.0%}"
-        (label_width, label_height), _ = cv2.getTextSize(label, FONT, 0.6, 1)
-        x = min(max(left, 0), max(0, width - label_width - 8))
-        y = max(top, label_height + 12)
-        cv2.rectangle(picture, (x, y - label_height - 12), (x + label_width + 8, y), colour, cv2.FILLED)
-        cv2.putText(picture, label, (x + 4, y - 7), FONT, 0.6, (20, 20, 20), 1, cv2.LINE_AA)
-    return np.hstack([picture, draw_panel(faces, height)])
-
-
-def draw_panel(faces, height):
-    """Return the (height, PANEL, 3) uint8 panel with a bar for each of the seven emotions of the first face."""
-    panel = np.full((height, PANEL, 3), 30, np.uint8)
-    title = f"face {faces[0][0]}" if faces else "no face"
-    cv2.putText(panel, title, (15, 35), FONT, 0.6, INK, 1, cv2.LINE_AA)
-    probabilities = faces[0][2] if faces else np.zeros(len(utils.EMOTIONS))
-    for i, (emotion, probability) in enumerate(zip(utils.EMOTIONS, probabilities, strict=True)):
-        y = 75 + i * (height - 90) // len(utils.EMOTIONS)
-        colour = ACCENT if faces and i == int(np.argmax(probabilities)) else INK
-        cv2.putText(panel, emotion, (15, y), FONT, 0.5, colour, 1, cv2.LINE_AA)
-        cv2.putText(panel, f"{probability:4.0%}", (PANEL - 60, y), FONT, 0.5, colour, 1, cv2.LINE_AA)
-        cv2.rectangle(panel, (15, y + 8), (PANEL - 15, y + 18), TRACK, cv2.FILLED)
-        cv2.rectangle(panel, (15, y + 8), (15 + round((PANEL - 30) * float(probability)), y + 18), colour, cv2.FILLED)
-    return panel
+draw = utils.draw_faces  # photographs are drawn the same way
 
 
 class Window:
