@@ -36,7 +36,7 @@ preprocess: setup data/models/tried ## 20 s of video become 20 or 21 faces in re
 data: setup ## download FER2013 and the YuNet face detector (ARGS="--archive some.zip")
 	@$(PY) scripts/get_data.py $(ARGS)
 
-predict: setup ## the accuracy on the test set (needs the data)
+predict: setup data/models/tried ## the accuracy on the test set (needs the data), or ARGS="--image me.jpg"
 	@$(PY) scripts/predict.py $(ARGS)
 
 train: setup ## train the CNN from scratch into results/model (needs the data; six hours on two cores; ARGS="--again")

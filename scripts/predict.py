@@ -1,5 +1,5 @@
 # Generated from notebooks/05_evaluation.ipynb by `make scripts`: edit the notebook, not this file.
-"""Measures the accuracy of a saved model on the test rows of FER2013."""
+"""Measures the accuracy of a saved model on the test rows of FER2013, or reads the emotions in your own pictures."""
 
 import argparse
 import sys
@@ -7,9 +7,98 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import glob
+import os
+from collections import Counter
+
+import cv2
 import numpy as np
 
 import utils
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif", ".heic"}
+
+
+def find_pictures(text):
+    """Return the paths of the pictures that `text`, a path or a pattern, stands for; itself if there are none."""
+    name = os.path.expanduser(text)
+    if os.path.isdir(name):
+        inside = sorted(path for path in Path(name).iterdir() if path.suffix.lower() in PICTURES)
+        return [path for path in inside if not path.name.startswith(".")] or [Path(name)]
+    matches = [] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    return [path for match in matches for path in find_pictures(match)] or [Path(name)]
+
+
+def name_outputs(paths, folder):
+    """Return a path in `folder` for each picture: me_emotions.png for me.jpg, and me_emotions_2.png for another me.
+
+    Raises:
+        utils.InputError: `folder` is a file, or one of the paths in it is a picture of `paths`.
+    """
+    folder, outputs, count = Path(folder), [], Counter()
+    if folder.suffix.lower() in PICTURES or (folder.exists() and not folder.is_dir()):
+        raise utils.InputError(f"--output is {folder}; expected a folder")
+    inputs = {(file.st_dev, file.st_ino) for file in (path.stat() for path in paths if path.exists())}
+    for path in paths:
+        count[path.stem.lower()] += 1  # some disks know no capital letters
+        number = count[path.stem.lower()]
+        output = folder / f"{path.stem}_emotions{f'_{number}' if number > 1 else ''}.png"
+        if output.exists() and (output.stat().st_dev, output.stat().st_ino) in inputs:
+            raise utils.InputError(f"--output would replace {output}, one of the pictures; name another folder")
+        outputs.append(output)
+    return outputs
+
+
+def printable(text):
+    """Return text, such as a file's name, as one line that stdout can print, with escapes like \\n where it must."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def format_faces(name, faces):
+    """Return the lines for a picture: for each of `faces`, (number, utils.Face, probabilities), its emotion."""
+    lines = [] if faces else [f"{name} : no face"]
+    for number, _, probabilities in faces:
+        who = f"face {number} : " if len(faces) > 1 else ""
+        best = int(np.argmax(probabilities))
+        lines.append(f"{name} : {who}{utils.EMOTIONS[best]} , {probabilities[best]:.0%}")
+    return "\n".join(lines)
+
+
+def tell_emotions(paths, output, model):
+    """Print the emotion of every face in pictures; the arguments are those of the script, and `paths` its `image`.
+
+    Raises:
+        utils.InputError: some of the pictures cannot be read, which all others were before; or see `name_outputs`.
+    """
+    pictures = list(dict.fromkeys(picture for path in paths for picture in find_pictures(str(path))))
+    outputs = name_outputs(pictures, output) if output else [None] * len(pictures)
+    net = utils.EmotionNet(Path(model).with_suffix(".tflite") if model else None)
+    detector, failures = utils.FaceDetector(), []
+    if detector.name == "Haar":
+        print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
+    for path, target in zip(pictures, outputs, strict=True):
+        try:
+            if path.is_dir():
+                raise utils.InputError(
+                    f"no picture in {path}: expected files that end in {', '.join(sorted(PICTURES))}"
+                )
+            picture = utils.read_picture(path)
+        except (utils.InputError, OSError) as error:
+            failures.append(str(error))
+            continue
+        pairs = utils.read_emotions(picture, detector, net)
+        faces = [(number, *pair) for number, pair in enumerate(pairs, 1)]
+        print(format_faces(printable(path), faces), flush=True)
+        if target:
+            drawn = utils.draw_faces(
+                picture, faces, height=min(max(480, picture.shape[0]), 1080)
+            )  # as screens are high
+            with utils.replacing(target) as temporary:
+                cv2.imencode(".png", drawn)[1].tofile(temporary)
+    if failures:
+        raise utils.InputError(printable("; ".join(failures)))
 
 
 def bootstrap_interval(statistic, *columns, draws=1000):
@@ -41,6 +130,19 @@ def parse_args(argv=None):
     """Parse the command line, `sys.argv[1:]` unless `argv` is given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
+        "--image",
+        nargs="+",
+        action="extend",
+        default=[],
+        help='pictures, folders or patterns such as "*.jpg", whose emotions are told; without any, the accuracy',
+    )
+    parser.add_argument(
+        "--output",
+        type=str,
+        default="",
+        help="folder to which each picture is written with boxes and bars; empty for none",
+    )
+    parser.add_argument(
         "--model", type=str, default="", help="a pickled Keras model; empty for results/model/my_own_model.pkl"
     )
     parser.add_argument("--data", type=str, default="", help="folder with FER2013; empty for data")
@@ -53,7 +155,13 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(model: str, data: str, verbose: bool):
+def main(image: list, output: str, model: str, data: str, verbose: bool):
+    if output and not image:
+        raise utils.InputError("--output is for the pictures of --image; name some")
+    if image:
+        tell_emotions(image if isinstance(image, list) else [image], output, model)
+        sys.exit()  # the rest is about the test set, which needs TensorFlow
+
     images, labels = utils.load_fer2013("test", data or None)
     network = utils.load_model(model or None)
     probabilities = network.predict(images[..., None].astype(np.float32), batch_size=256, verbose=0)
