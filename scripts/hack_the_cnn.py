@@ -94,12 +94,7 @@ HAPPY = utils.EMOTIONS.index("Happy")
 
 def read_face(path):
     """Read the largest face of a picture, or a picture of 48x48 as it is: (48, 48) uint8 grey."""
-    try:
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None
-    except cv2.error:  # larger than OpenCV allows
-        picture = None
-    if picture is None:
-        raise utils.InputError(f"no picture at {path}; expected a PNG or JPEG file with a face")
+    picture = utils.read_picture(path)
     if picture.shape[:2] == (utils.SIDE, utils.SIDE):
         return cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
     faces = utils.FaceDetector().detect(picture)

@@ -1,5 +1,8 @@
 """`python scripts/hack_the_cnn.py`: its attacks keep their word, and what it is given is used or refused clearly."""
 
+import os
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -159,6 +162,13 @@ def test_a_phone_held_upright_is_understood(hack_module, astronaut, tmp_path):
     cv2.imwrite(str(straight), astronaut)
     faces = [hack_module.read_face(picture).astype(int) for picture in (path, straight)]
     assert np.abs(faces[0] - faces[1]).mean() < 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow fewer names")
+def test_a_name_that_is_not_utf8_is_read(hack_module, smile, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.png")
+    path.write_bytes(smile.read_bytes())
+    assert (hack_module.read_face(path) == hack_module.read_face(smile)).all()
 
 
 def test_a_sixteen_bit_picture_is_read(hack_module, astronaut, tmp_path):
