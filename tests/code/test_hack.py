@@ -1,14 +1,17 @@
 """`python scripts/hack_the_cnn.py`: its attacks keep their word, and what it is given is used or refused clearly."""
 
+import json
 import os
 import sys
 
 import cv2
+import nbformat
 import numpy as np
+import papermill
 import pytest
 
 import utils
-from tests.conftest import assert_one_clear_line, load_script, needs_yunet
+from tests.conftest import assert_one_clear_line, load_script, needs_test_set, needs_yunet
 
 SAD = utils.EMOTIONS.index("Sad")
 
@@ -100,6 +103,7 @@ def test_a_small_picture_in_colour_is_taken_as_the_face(hack, smile, astronaut, 
         (["--target", "Happy"], ["'Happy'", "Sad"]),
         (["--target", "Sleepy"], ["'Sleepy'", "Sad"]),
         (["--epsilon", 0], ["epsilon is 0", "1 to 255"]),
+        (["--limit", 0], ["limit is 0", "1 or more"]),
         (["--image", "nowhere.png"], ["no picture at nowhere.png"]),
     ],
 )
@@ -127,26 +131,87 @@ def test_too_small_an_epsilon_says_how_far_it_came(hack_module, smile, tmp_path,
     assert not (tmp_path / "hacked").exists()
 
 
-def test_without_a_picture_it_takes_faces_that_are_happy(hack_module, small_fer2013, tmp_path, monkeypatch):
-    """Test faces that are labelled Happy and surely so to the network; the astronaut where there are none."""
+@pytest.fixture
+def smiles(astronaut, tmp_path):
+    """Five Happy faces, from plain to noisy, in a folder with a test set that has them in another order.
 
-    class Network:
-        def __init__(self, happy):
-            self.happy = happy
+    Four more Happy faces there have little contrast, and the plainest one is there once more, labelled Sad.
+    """
+    smile = utils.crop_face(astronaut, utils.FaceDetector().detect(astronaut)[0]).astype(float)
+    smile = (smile - smile.mean()) / smile.std()
+    rng = np.random.default_rng(0)
+    noisy = [(1 - share) * smile + share * rng.normal(size=smile.shape) for share in (0, 0.2, 0.4, 0.6, 0.8)]
+    plain_first = np.stack([(110 + 40 * face / face.std()).clip(0, 255).astype(np.uint8) for face in noisy])
+    flat = (110 + 5 * smile).astype(np.uint8)
+    rows = [("Sad", plain_first[0])] + [
+        ("Happy", face) for face in (flat, *plain_first[[3, 0, 4, 2, 1]], flat, flat, flat)
+    ]
+    with open(tmp_path / "icml_face_data.csv", "w") as file:
+        file.write("emotion, Usage, pixels\n")
+        for emotion, face in rows:
+            file.write(f"{utils.EMOTIONS.index(emotion)},PublicTest,{' '.join(map(str, face.ravel()))}\n")
+    return tmp_path, plain_first
 
-        def predict(self, faces, **options):
-            return np.tile(np.eye(7)[hack_module.HAPPY] * self.happy, (len(faces), 1))
 
-    images, labels = utils.load_fer2013("test", small_fer2013)
-    chosen = hack_module.happy_faces(Network(1.0), small_fer2013, most=4)
-    assert (chosen == images[labels == hack_module.HAPPY][:4]).all()
-    with pytest.raises(utils.InputError, match="no test face that is labelled Happy"):
-        hack_module.happy_faces(Network(0.5), small_fer2013)
-    monkeypatch.setattr(utils, "DATA", tmp_path)
-    (smile,) = hack_module.happy_faces(Network(0.5))
-    assert utils.EMOTIONS[utils.EmotionNet().predict(smile[None])[0].argmax()] == "Happy"
+def test_plain_smiles_with_contrast_come_first(hack_module, smiles):
+    folder, plain_first = smiles
+    assert (hack_module.happy_faces(folder, 5) == plain_first).all()
+    assert (hack_module.happy_faces(folder, 2) == plain_first[:2]).all()
+    assert len(hack_module.happy_faces(folder, 50)) == 9
+
+
+def test_without_happy_test_faces_it_says_so_or_takes_the_astronaut(hack_module, smiles, tmp_path, monkeypatch):
+    csv = smiles[0] / "icml_face_data.csv"
+    csv.write_text("".join(line for line in csv.open() if not line.startswith(f"{hack_module.HAPPY},")))
+    with pytest.raises(utils.InputError, match="is labelled Happy; give an image"):
+        hack_module.happy_faces(smiles[0], 5)
+    csv.unlink()
     with pytest.raises(utils.InputError, match="no test set in"):
-        hack_module.happy_faces(Network(1.0), tmp_path)
+        hack_module.happy_faces(smiles[0], 5)
+    monkeypatch.setattr(utils, "DATA", tmp_path)
+    (smile,) = hack_module.happy_faces("", 5)
+    assert utils.EMOTIONS[utils.EmotionNet().predict(smile[None])[0].argmax()] == "Happy"
+
+
+@needs_test_set
+@pytest.mark.parametrize(("arguments", "place"), [([], "results"), (["--limit", "6"], "runs")])
+def test_it_shows_a_plain_smile_that_the_network_is_sure_of(hack_module, tmp_path, monkeypatch, arguments, place):
+    """Only the default hack is kept in results/."""
+    for name in ("results", "runs"):
+        monkeypatch.setattr(utils, name.upper(), tmp_path / name)
+    arguments = vars(hack_module.parse_args(arguments))
+    hack_module.main(**arguments)
+    assert [path.name for path in tmp_path.iterdir()] == [place]
+    shown = cv2.imread(str(tmp_path / place / "hack_cnn" / "input_image.png"), cv2.IMREAD_UNCHANGED)
+    tried = hack_module.happy_faces("", arguments["limit"])
+    said = utils.EmotionNet().predict(tried)
+    sure = said[said.argmax(axis=1) == hack_module.HAPPY, hack_module.HAPPY]
+    (places,) = np.nonzero((tried == shown).all(axis=(1, 2)))
+    assert len(places)
+    assert said[places[0], hack_module.HAPPY] > np.quantile(sure, 0.75) - 0.01  # OpenCV rounds otherwise than Keras
+
+
+@needs_test_set
+def test_the_page_measures_the_images_that_it_writes(tmp_path):
+    """Images, figures with words for them and numbers go to `output`; long cells have a bar, and nothing warns."""
+    notebook, copy = utils.ROOT / "notebooks" / "08_adversarial_hack.ipynb", tmp_path / "executed.ipynb"
+    parameters = {"limit": 5, "output": str(tmp_path / "hacked")}
+    quiet = {"kernel_name": "python3", "progress_bar": False, "execution_timeout": 600}
+    papermill.execute_notebook(notebook, copy, parameters, cwd=notebook.parent, **quiet)
+    names = {path.name for path in (tmp_path / "hacked").iterdir()}
+    assert names == {"input_image.png", "hacked_image.png", "change.png", "how_little.png", "metrics.json"}
+    report = json.loads((tmp_path / "hacked" / "metrics.json").read_text())
+    first, second = (cv2.imread(str(tmp_path / "hacked" / f"{name}_image.png"), -1) for name in ("input", "hacked"))
+    assert report["limit"] == 5 and 1 <= report["faces"] <= 5
+    assert report["largest change"] == np.abs(first.astype(int) - second).max()
+    before, after = utils.EmotionNet().predict(np.stack([first, second]))
+    assert report["probability before"] == pytest.approx(before.max(), abs=0.01)
+    assert report["probability after"] == pytest.approx(after[SAD], abs=0.01)
+    outputs = [output for cell in nbformat.read(copy, as_version=4).cells for output in cell.get("outputs", [])]
+    pictures = [output.metadata for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2 and all("Sad" in metadata["image/png"]["alt"] for metadata in pictures)
+    bars = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    assert bars.count("hacking") > 1 and bars.count("what survives") > 1 and "arning" not in bars
 
 
 @needs_yunet
