@@ -403,7 +403,7 @@ def to_bgr(frame):
 class FaceDetector:
     """Finds faces with OpenCV: with YuNet where its model file is there, else with a Haar cascade.
 
-    How long a search takes grows with the pixels, and YuNet finds a face surely if it is 48 to 300 pixels high in the
+    How long a search takes grows with the pixels, and YuNet finds a face surely if it is 40 to 300 pixels high in the
     picture that is searched. So a frame is searched as pictures of several sizes, of which none is larger than it.
 
     Args:
@@ -420,7 +420,7 @@ class FaceDetector:
     """
 
     HAAR_SIDE = 0.96  # of FER2013's tile
-    SMALLEST, LARGEST = 48, 300  # pixels of a face in the picture that is searched
+    SMALLEST, LARGEST = 40, 300  # pixels of a face in the picture that is searched
 
     def __init__(self, model=None, score=0.7):
         path = Path(model or YUNET)
@@ -428,8 +428,9 @@ class FaceDetector:
         if self.name == "YuNet":
             self.coarse, self.fine = 160, 1280
             try:
-                network = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
-                self._yunet = cv2.FaceDetectorYN.create("onnx", network, np.empty(0, np.uint8), (320, 320), score)
+                self._file = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
+                self._score, self._networks = score, {}
+                self._network(320, 320)
             except cv2.error:
                 raise InputError(f"{path} is not YuNet's ONNX file; delete it and run `make data`") from None
         else:
@@ -461,10 +462,14 @@ class FaceDetector:
 
     def detect_around(self, frame, x, y, side):
         """Return the face nearest to a place of a frame, of about `side` pixels and found in no time, or None."""
-        left, top = (max(0, round(centre - 1.25 * side)) for centre in (x, y))
-        part = frame[top : max(0, round(y + 1.25 * side)), left : max(0, round(x + 1.25 * side))]
-        faces = self.detect(part, [3 * self.SMALLEST]) if part.size else []
-        faces = [replace(face, x=face.x + left, y=face.y + top) for face in faces]
+        reach = max(1, round(2.25 * side))  # becomes 128 pixels, of which YuNet needs no padding
+        left, top = (max(0, round(centre - reach / 2)) for centre in (x, y))
+        part = frame[top : max(0, round(y + reach / 2)), left : max(0, round(x + reach / 2))]
+        if not part.size:
+            return None
+        below, beside = (max(0, reach - length) for length in part.shape[:2])
+        part = cv2.copyMakeBorder(part, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+        faces = [replace(face, x=face.x + left, y=face.y + top) for face in self.detect(part, [128])]
         return min(faces, key=lambda face: np.hypot(face.x - x, face.y - y), default=None)
 
     def _detect_at(self, frame, longest):
@@ -489,10 +494,19 @@ class FaceDetector:
                 faces.append(Face(float(x), float(y), float(side), float(score)))
         return faces
 
+    def _network(self, width, height):
+        """Return YuNet for pictures of a size. Four are kept: a change of size takes as long as a small search."""
+        size = width, height
+        if size not in self._networks:
+            if len(self._networks) == 4:
+                del self._networks[next(iter(self._networks))]
+            network = cv2.FaceDetectorYN.create("onnx", self._file, np.empty(0, np.uint8), size, self._score)
+            self._networks[size] = network
+        return self._networks[size]
+
     def _detect_yunet(self, frame):
         """Return (k, 4) float64: centre x, centre y, side and score of each face that is not lying on its side."""
-        self._yunet.setInputSize((frame.shape[1], frame.shape[0]))
-        rows = self._yunet.detect(frame)[1]
+        rows = self._network(frame.shape[1], frame.shape[0]).detect(frame)[1]
         if rows is None:
             return np.empty((0, 4))
         rows = rows.astype(np.float64)
@@ -784,9 +798,9 @@ class Video:
 
     def _check_file(self):
         shown = show_path(self.source)
-        if not Path(self.source).is_file():
-            raise InputError(f"no video at {shown}: expected a camera number, a file, or an rtsp or http URL")
         try:
+            if not Path(self.source).is_file():
+                raise InputError(f"no video at {shown}: expected a camera number, a file, or an rtsp or http URL")
             open(self.source, "rb").close()
         except OSError as error:
             raise InputError(f"{shown} cannot be read: {error.strerror}; look at its permissions") from None

@@ -95,7 +95,7 @@ HAPPY = utils.EMOTIONS.index("Happy")
 def read_face(path):
     """Read the largest face of a picture, or a picture of 48x48 as it is: (48, 48) uint8 grey."""
     try:
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None
+        picture = cv2.imread(utils.opencv_path(path), cv2.IMREAD_COLOR) if Path(path).is_file() else None
     except cv2.error:  # larger than OpenCV allows
         picture = None
     if picture is None:
@@ -202,6 +202,8 @@ def main(image: str, target: str, epsilon: int, model: str, data: str, output: s
     hacked = spare(network, candidates[chosen], hacked[chosen], wanted, SURE)
     ours = not (image or model or data or output) and target == "Sad" and bool(utils.find_fer2013("test", utils.DATA))
     folder = Path(output) if output else (utils.RESULTS if ours else utils.RUNS) / "hack_cnn"
+    for name in ("input_image", "hacked_image"):
+        utils.check_output(folder / f"{name}.png", ".png", [image, model])
 
     with utils.replacing(folder / "input_image.png") as first, utils.replacing(folder / "hacked_image.png") as second:
         for path, face in ((first, candidates[chosen]), (second, hacked)):

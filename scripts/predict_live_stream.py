@@ -272,15 +272,15 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
         try:
             for seconds, frame, faces in analyse(video, detector, net, smoothing, rate):
                 frames += 1
+                picture = draw(frame, faces) if show or record else None
+                if recorder:
+                    recorder.write(picture, seconds)
                 if due.is_due(opened + seconds):
                     answers.append((seconds, faces))
                     moment = format_time(opened + seconds, video.is_live, every)
                     print(f"Preprocessing ...\n{format_answer(moment, faces, all_faces)}\n", flush=True)
                     if table:
                         table.write(seconds, faces)
-                picture = draw(frame, faces) if show or record else None
-                if recorder:
-                    recorder.write(picture, seconds)
                 if window and not window.show(picture, seconds):
                     break
         except KeyboardInterrupt:

@@ -85,7 +85,7 @@ def measure_first_answer(*_):
     return {"first answer s": float(np.median(laps))}
 
 
-def frames_with_one_face(clip, detector, count=100):
+def frames_with_one_face(clip, detector, count=40):
     """Return the first `count` frames of the clip in which one face is found."""
     import utils
 

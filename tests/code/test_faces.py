@@ -178,7 +178,7 @@ def test_a_newcomer_near_the_camera_is_seen_at_once(astronaut):
 @pytest.mark.parametrize("name", ["brick", "grass", "gravel", "coins", "page", "text", "moon", "coffee", "rocket"])
 def test_pictures_of_nobody_have_no_face(name):
     folder = Path(skimage.data.__file__).parent
-    path = next((folder / f"{name}{suffix}" for suffix in (".png", ".jpg") if (folder / f"{name}{suffix}").is_file()))
+    path = next(folder / f"{name}{suffix}" for suffix in (".png", ".jpg") if (folder / f"{name}{suffix}").is_file())
     picture = cv2.imread(str(path))
     for size in (512, 1280):
         scale = size / max(picture.shape[:2])
