@@ -1,5 +1,9 @@
 """`python scripts/hack_the_cnn.py`: its attacks keep their word, and what it is given is used or refused clearly."""
 
+import os
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
