@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import re
+import signal
 import struct
 import sys
 import tarfile
@@ -22,7 +23,7 @@ import time
 import zipfile
 import zlib
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -44,11 +45,30 @@ SIDE = 48  # pixels, both sides of a FER2013 face
 
 
 def show_path(path):
-    """Return a path or URL as text for people: relative to the project where it lies inside, and without passwords."""
+    """Return a path or URL as text for people: relative to the project where it lies inside.
+
+    Of a URL neither user, password nor query are shown, because cameras take passwords in all of them. Bytes of a path
+    that are not UTF-8 are shown as escapes.
+    """
     if "://" in str(path):
-        return re.sub("//.*@", "//", str(path))
+        return re.sub("//.*@", "//", re.sub("[?#].*", "", str(path)))
     path = Path(path)
-    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
+    path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def opencv_path(path):
+    """Return a path as the text that OpenCV takes. Every path goes through here, since others crash the process.
+
+    Raises:
+        InputError: its bytes are not UTF-8, as in archives of old systems.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = show_path(path)
+        raise InputError(f"OpenCV cannot open {shown}, whose name is not UTF-8: rename the file or folder") from None
+    return str(path)
 
 
 # -------------------------------------------------------------------------------------------------------- errors
@@ -61,13 +81,20 @@ class InputError(ValueError):
 def run_script(main, parse_args):
     """Run a script's `main` with the arguments of its command line, and exit.
 
+    `~` at the start of an argument is the home folder, also where a shell leaves it as it is (`--record=~/a.mp4`). What
+    ends processes politely (`kill`, `timeout`, `docker stop`, a terminal that is closed) ends a script like Ctrl-C.
+
     Exit codes: 0; 1 after an error that the user can mend, told in one line on stderr; 130 after Ctrl-C.
 
     Args:
         main: takes the parsed arguments as keywords.
         parse_args: returns an argparse.Namespace, or exits with 2 as argparse does.
     """
-    arguments = vars(parse_args())
+    arguments = {
+        name: os.path.expanduser(value) if isinstance(value, str) else value
+        for name, value in vars(parse_args()).items()
+    }
+    _end_like_ctrl_c()
     try:
         main(**arguments)
     except BrokenPipeError:  # whoever read the output has had enough, as `head` has
@@ -77,6 +104,39 @@ def run_script(main, parse_args):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _end_like_ctrl_c():
+    """Let the signals TERM and HUP raise KeyboardInterrupt, once: what is closed then must not be interrupted."""
+
+    def end(*_):
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for number in numbers:
+        if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
+            signal.signal(number, end)
+
+
+def check_output(path, suffix, inputs):
+    """Refuse the name of a file to be written that would destroy what is read, or says another kind of file.
+
+    Args:
+        path: of the file.
+        suffix: such as ".mp4".
+        inputs: paths of what is read, also what is no file, such as a camera's number.
+
+    Raises:
+        InputError: it is a folder, ends in another suffix, or is one of the inputs, by a link too.
+    """
+    path, shown = Path(path), show_path(path)
+    if path.suffix.lower() != suffix or path.is_dir():
+        raise InputError(f"cannot write {shown}: expected the name of a file that ends in {suffix}")
+    for other in inputs:
+        if path.exists() and os.path.exists(other) and path.samefile(other):
+            raise InputError(f"{shown} would be overwritten, and it is what is read: give the output another name")
 
 
 @contextmanager
@@ -309,6 +369,15 @@ class Face:
         left, top = round(self.x - side / 2), round(self.y - side / 2)
         return left, top, left + side, top + side
 
+    def overlap(self, other):
+        """Return the area that two squares share, as a part of the area that they cover: 0 to 1."""
+        width, height = (
+            (self.side + other.side) / 2 - max(abs(a - b), abs(self.side - other.side) / 2)
+            for a, b in ((self.x, other.x), (self.y, other.y))
+        )
+        shared = max(0, width) * max(0, height)
+        return shared / (self.side**2 + other.side**2 - shared)
+
 
 def to_bgr(frame):
     """Return `frame` as (h, w, 3) uint8 in OpenCV's order of colours.
@@ -335,43 +404,82 @@ def to_bgr(frame):
 class FaceDetector:
     """Finds faces with OpenCV: with YuNet where its model file is there, else with a Haar cascade.
 
-    Frames are searched at 64 to 640 pixels: larger ones cost time and gain no face that is large enough to read, and
-    on smaller ones YuNet returns, now and then, boxes of unset memory.
+    How long a search takes grows with the pixels, and YuNet finds a face surely if it is 40 to 300 pixels high in the
+    picture that is searched. So a frame is searched as pictures of several sizes, of which none is larger than it.
 
     Args:
         model: path of YuNet's ONNX file; YUNET if None. Where it is missing, the cascade is used.
         score: the smallest score of YuNet that counts as a face, 0 to 1.
+
+    Attributes:
+        name: "YuNet" or "Haar".
+        coarse, fine: longest side, in pixels, of a picture that is searched in no time, and of the largest picture
+            that is worth its time.
 
     Sources: Wu et al. 2023, YuNet (doi 10.1007/s11633-023-1423-y); Viola and Jones 2001. The framing was measured on
     1,500 faces of FER2013: YuNet's box is as high as the tile, Haar's side is 0.96 of it, both centred.
     """
 
     HAAR_SIDE = 0.96  # of FER2013's tile
+    SMALLEST, LARGEST = 40, 300  # pixels of a face in the picture that is searched
 
     def __init__(self, model=None, score=0.7):
         path = Path(model or YUNET)
         self.name = "YuNet" if path.is_file() else "Haar"
         if self.name == "YuNet":
+            self.coarse, self.fine = 160, 1280
             try:
-                network = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
-                self._yunet = cv2.FaceDetectorYN.create("onnx", network, np.empty(0, np.uint8), (320, 320), score)
+                self._file = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
+                self._score, self._networks = score, {}
+                self._network(320, 320)
             except cv2.error:
                 raise InputError(f"{path} is not YuNet's ONNX file; delete it and run `make data`") from None
         else:
+            self.coarse, self.fine = 320, 640  # in a larger picture a cascade sees faces that are none
             self._haar = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_alt2.xml")
 
-    def detect(self, frame):
+    def detect(self, frame, sizes=None):
         """Return the faces of a frame, the largest first.
 
         Args:
             frame: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) uint8.
+            sizes: longest sides, in pixels, of the pictures that are searched, rising. If None, two that show every
+                face from 1/32 of the frame's longest side on.
 
         Returns:
             list of Face, in the coordinates of `frame`.
         """
         frame = to_bgr(frame)
+        longest = max(frame.shape[:2])
+        faces = []
+        for size in sorted({min(size, longest) for size in sizes or (320, self.fine)}):
+            for face in self._detect_at(frame, size):
+                twin = next((other for other in faces if face.overlap(other) > 0.3), None)
+                if twin is None:
+                    faces.append(face)
+                elif face.side * size / longest < self.LARGEST:  # else the smaller picture frames it better
+                    faces[faces.index(twin)] = face
+        return sorted(faces, key=lambda face: -face.side)
+
+    def detect_around(self, frame, x, y, side):
+        """Return the face nearest to a place of a frame, of about `side` pixels and found in no time, or None."""
+        reach = max(1, round(2.25 * side))  # becomes 128 pixels, of which YuNet needs no padding
+        left, top = (max(0, round(centre - reach / 2)) for centre in (x, y))
+        part = frame[top : max(0, round(y + reach / 2)), left : max(0, round(x + reach / 2))]
+        if not part.size:
+            return None
+        below, beside = (max(0, reach - length) for length in part.shape[:2])
+        part = cv2.copyMakeBorder(part, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+        faces = [replace(face, x=face.x + left, y=face.y + top) for face in self.detect(part, [128])]
+        return min(faces, key=lambda face: np.hypot(face.x - x, face.y - y), default=None)
+
+    def _detect_at(self, frame, longest):
+        """Return the faces of a (h, w, 3) uint8 frame, searched as a picture with that longest side in pixels.
+
+        On pictures of less than 64 pixels YuNet returns, now and then, boxes of unset memory.
+        """
         height, width = frame.shape[:2]
-        scale = min(640 / max(height, width), max(1.0, 64 / min(height, width)))
+        scale = max(longest / max(height, width), min(640 / max(height, width), 64 / min(height, width)))
         if scale != 1:
             size = max(1, round(width * scale)), max(1, round(height * scale))
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
@@ -382,17 +490,31 @@ class FaceDetector:
         faces = []
         for x, y, side, score in boxes / np.array([scale, scale, scale, 1]):
             inside = 0 <= x < width and 0 <= y < height and 1 <= side <= 2 * max(height, width)
-            if inside:  # False, too, for what is not finite
+            # Gravel has small faces with a score of 0.72, a person who is as far away has 0.81 or more.
+            if inside and (score >= 0.8 or side * scale >= self.SMALLEST):  # False, too, for what is not finite
                 faces.append(Face(float(x), float(y), float(side), float(score)))
-        return sorted(faces, key=lambda face: -face.side)
+        return faces
+
+    def _network(self, width, height):
+        """Return YuNet for pictures of a size. Four are kept: a change of size takes as long as a small search."""
+        size = width, height
+        if size not in self._networks:
+            if len(self._networks) == 4:
+                del self._networks[next(iter(self._networks))]
+            network = cv2.FaceDetectorYN.create("onnx", self._file, np.empty(0, np.uint8), size, self._score)
+            self._networks[size] = network
+        return self._networks[size]
 
     def _detect_yunet(self, frame):
-        """Return (k, 4) float64: centre x, centre y, side and score of each face."""
-        self._yunet.setInputSize((frame.shape[1], frame.shape[0]))
-        rows = self._yunet.detect(frame)[1]
+        """Return (k, 4) float64: centre x, centre y, side and score of each face that is not lying on its side."""
+        rows = self._network(frame.shape[1], frame.shape[0]).detect(frame)[1]
         if rows is None:
             return np.empty((0, 4))
         rows = rows.astype(np.float64)
+        # Eyes (columns 4 to 7) and corners of the mouth (10 to 13). A face that is turned by more than 45 degrees, as
+        # in a video that lacks its orientation, would get an emotion at random.
+        right, down = ((rows[:, [10 + i, 12 + i]] - rows[:, [4 + i, 6 + i]]).mean(axis=1) for i in (0, 1))
+        rows = rows[down > abs(right)]
         return np.column_stack([rows[:, 0] + rows[:, 2] / 2, rows[:, 1] + rows[:, 3] / 2, rows[:, 3], rows[:, 14]])
 
     def _detect_haar(self, frame):
@@ -406,7 +528,8 @@ class FaceDetector:
 def crop_face(frame, face):
     """Cut a face out of a frame as FER2013 shows faces. Every caller gets its crops from here.
 
-    What lies outside the frame is filled with the nearest pixels of its edge.
+    What lies outside the frame is filled with the nearest pixels of its edge. The light is that of a usual face of
+    FER2013, see `level_light`.
 
     Args:
         frame: (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) uint8.
@@ -422,8 +545,26 @@ def crop_face(frame, face):
     outside = max(0, -top), max(0, bottom - height), max(0, -left), max(0, right - width)
     if any(outside):
         grey = cv2.copyMakeBorder(grey, *outside, cv2.BORDER_REPLICATE)
-    shrink = grey.shape[0] > SIDE
-    return cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    interpolation = cv2.INTER_AREA if grey.shape[0] > SIDE else cv2.INTER_LINEAR
+    return level_light(cv2.resize(grey.astype(np.float32), (SIDE, SIDE), interpolation=interpolation))
+
+
+def level_light(face, mean=129, spread=54, least=4):
+    """Return a face with the brightness and contrast that are usual in FER2013.
+
+    In little light the network says Angry of everybody. With this it reads validation faces at a quarter and at a tenth
+    of their light as it reads them in full light, and those in full light as without it.
+
+    Args:
+        face: (48, 48) float32 grey, 0 to 255.
+        mean, spread: of the grey values of the result; those of FER2013's training faces.
+        least: standard deviation from which on a face gets that spread; what has less is a wall, and stays flat.
+
+    Returns:
+        (48, 48) uint8 grey.
+    """
+    gain = spread / max(float(face.std()), least)
+    return np.clip((face - face.mean()) * gain + mean, 0, 255).round().astype(np.uint8)
 
 
 def move_face(face, shift, scale=1.0):
@@ -483,6 +624,9 @@ class FaceTracker:
 
     Faces are matched with the tracks by the distance to the predicted place and the ratio of the sides, nearest pair
     first. A track that is not matched waits for `memory` seconds, and then its id is gone for good.
+
+    Attributes:
+        tracks: list of Track, those of the newest frame and those that wait.
     """
 
     REACH = 0.8  # how far from its predicted place a face may be, in sides
@@ -490,7 +634,7 @@ class FaceTracker:
 
     def __init__(self, memory=1.5):
         self.memory = memory
-        self._tracks = []
+        self.tracks = []
         self._next_id = 1
 
     def update(self, faces, seconds):
@@ -503,10 +647,15 @@ class FaceTracker:
         Returns:
             list of Track, one for each face, in the order of `faces`.
         """
-        self._tracks = [track for track in self._tracks if seconds - track.seen <= self.memory]
+        self.tracks = [track for track in self.tracks if seconds - track.seen <= self.memory]
+        matched = self.match(faces, seconds)
+        return [self._follow(matched.get(i), face, seconds) for i, face in enumerate(faces)]
+
+    def match(self, faces, seconds):
+        """Return a dict of the place in `faces` to the Track that goes on there, and change nothing."""
         pairs = []
         for i, face in enumerate(faces):
-            for track in self._tracks:
+            for track in self.tracks:
                 distance = np.hypot(*(track.expected_place(seconds) - (face.x, face.y))) / max(
                     face.side, track.face.side
                 )
@@ -517,19 +666,62 @@ class FaceTracker:
         for _, i, track in sorted(pairs, key=lambda pair: pair[0]):
             if i not in matched and all(track is not other for other in matched.values()):
                 matched[i] = track
-        return [self._follow(matched.get(i), face, seconds) for i, face in enumerate(faces)]
+        return matched
 
     def _follow(self, track, face, seconds):
         """Move `track` to `face`, or begin a track there if it is None."""
         if track is None:
             track = Track(self._next_id, face, seconds)
             self._next_id += 1
-            self._tracks.append(track)
+            self.tracks.append(track)
         elif seconds > track.seen:
             moved = np.array([face.x - track.face.x, face.y - track.face.y]) / (seconds - track.seen)
             track.velocity = 0.7 * track.velocity + 0.3 * moved  # a detector's box trembles
             track.face, track.seen = face, seconds
         return track
+
+
+class FaceFollower:
+    """Finds and follows the faces of a stream, coarse to fine.
+
+    In every frame a small picture is searched, and the surroundings of each followed face that is too small for it.
+    A fine picture is searched every `interval` seconds, and at once when a face that was followed is missing.
+
+    Args:
+        detector: FaceDetector.
+        interval: longest time, in seconds, for which a face that only the fine picture shows is not found.
+    """
+
+    def __init__(self, detector, interval=0.5):
+        self.detector, self.interval = detector, interval
+        self.tracker = FaceTracker()
+        self._followed, self._searched = [], -math.inf
+
+    def update(self, frame, seconds):
+        """Return the list of Track in a frame, the largest face first; `seconds` is its time, and must not fall."""
+        fine = seconds - self._searched > self.interval - 1e-6
+        if not fine:
+            faces = self._look_again(frame, seconds)
+            found = self.tracker.match(faces, seconds).values()
+            fine = any(all(track is not other for other in found) for track in self._followed)
+        if fine:
+            self._searched = seconds
+            faces = self.detector.detect(frame, (self.detector.coarse, self.detector.fine))
+        self._followed = self.tracker.update(faces, seconds)
+        return self._followed
+
+    def _look_again(self, frame, seconds):
+        """Return the list of Face in a small picture of the frame, and around the followed faces, the largest first."""
+        # While nobody is followed, a picture twice as large shows a newcomer sooner.
+        coarse = self.detector.coarse * (1 if self._followed else 2)
+        faces = self.detector.detect(frame, [coarse])
+        for track in self._followed:
+            if track.face.side * coarse / max(frame.shape[:2]) < self.detector.SMALLEST:
+                near = self.detector.detect_around(frame, *track.expected_place(seconds), track.face.side)
+                # Another face, at the edge of the surroundings, is cut by it.
+                if near and self.tracker.match([near], seconds).get(0) is track:
+                    faces = [near] + [face for face in faces if face.overlap(near) < 0.3]
+        return sorted(faces, key=lambda face: -face.side)
 
 
 # --------------------------------------------------------------------------------------------------------- video
@@ -541,16 +733,38 @@ def _quiet_opencv():
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 
+class Schedule:
+    """Says when something that is done `rate` times a second is due; if that is 0, it always is."""
+
+    def __init__(self, rate):
+        self._rate, self._done = rate, -math.inf
+
+    def is_due(self, seconds):
+        """Return whether it is due at a time in seconds, and take it as done then."""
+        tick = math.floor(seconds * self._rate + 1e-6)
+        due = not self._rate or tick > self._done
+        self._done = max(tick, self._done)
+        return due
+
+
 class Video:
     """Frames of a camera, a file or a URL, each with its time.
 
-    A file gives every frame, with the file's own time. A camera or a stream is read all the time by a thread of its
-    own and gives the newest frame, with the time since it was opened, so that no answer is about an old frame. When it
-    stops it is opened again, for `patience` seconds.
+    A file gives its frames with the file's own times. Where it is damaged, the frames after the damage are read too,
+    and what is missing is told on stderr. A camera or a stream is read all the time by a thread of its own and gives
+    the newest frame, with the time since it was opened, so that no answer is about an old frame. When it stops it is
+    opened again, for `patience` seconds.
 
     Args:
         source: a camera number, a path, or an rtsp:// or http:// URL.
         patience: seconds to wait for a camera or stream that gives nothing.
+        rate: frames a second that are given, the first of each interval; the others are not even decoded as far as
+            that can be avoided. 0 for all.
+
+    Attributes:
+        fps: frames a second that the source has.
+        is_live: whether it is a camera or an endless stream.
+        opened: time.time() of the first frame.
 
     Raises:
         InputError: it cannot be opened, has no frames, or stays away.
@@ -559,23 +773,38 @@ class Video:
         for seconds, frame in Video("clip.mp4"): ...
     """
 
-    def __init__(self, source, patience=5.0):
+    def __init__(self, source, patience=5.0, rate=0.0):
         _quiet_opencv()
-        self.source, self.patience = str(source).strip(), patience
+        self.source, self.patience, self.rate = str(source).strip(), patience, rate
         self.is_camera = self.source.isdecimal() and len(self.source) < 6
         self.is_url = "://" in self.source
-        if not self.is_camera and not self.is_url and not Path(self.source).is_file():
-            raise InputError(f"no video at {self.source}: expected a camera number, a file, or an rtsp or http URL")
+        if self.is_url:
+            scheme, address = self.source.split("://", 1)
+            self.source = f"{scheme.lower()}://{address}"  # FFmpeg knows no HTTP
+        elif not self.is_camera:
+            self.source = opencv_path(Path(self.source).expanduser())
+            self._check_file()
+        began = time.monotonic()
         self._capture = self._open()
         ok, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not ok:
             self._capture.release()
-            raise InputError(self._unreadable())
+            raise InputError(self._unreadable(time.monotonic() - began))
+        self.opened = time.time()
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         if not 1 <= self.fps <= 240:
             self.fps = 25.0
         # An endless stream has no number of frames; a file behind a URL has one and is read as a file.
         self.is_live = self.is_camera or (self.is_url and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0)
+
+    def _check_file(self):
+        shown = show_path(self.source)
+        try:
+            if not Path(self.source).is_file():
+                raise InputError(f"no video at {shown}: expected a camera number, a file, or an rtsp or http URL")
+            open(self.source, "rb").close()
+        except OSError as error:
+            raise InputError(f"{shown} cannot be read: {error.strerror}; look at its permissions") from None
 
     def _open(self):
         if self.is_camera:
@@ -584,13 +813,13 @@ class Video:
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
         return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, timeouts if self.is_url else [])
 
-    def _unreadable(self):
+    def _unreadable(self, waited):
         if self.is_camera:
             return f"camera {self.source} gives no picture: is it plugged in, and not used by another program?"
+        shown = show_path(self.source)
         if self.is_url:
-            address = show_path(self.source)
-            return f"{address} gives no picture (waited {self.patience:g} s): is the address right, the stream on?"
-        return f"{self.source} is not a video that OpenCV can read: no frame was found in it; try an .mp4 or .avi file"
+            return f"{shown} gives no picture (waited {waited:.1f} s): is the address right, the stream on?"
+        return f"{shown} is not a video that OpenCV can read: no frame was found in it; try an .mp4 or .avi file"
 
     def __iter__(self):
         """Yield (seconds, frame), once: float, from 0 and rising, and (h, w, 3) uint8 BGR."""
@@ -600,32 +829,65 @@ class Video:
         return self._newest(first) if self.is_live else self._every(first)
 
     def _every(self, frame):
-        seconds = -1 / self.fps
+        schedule, seconds, lost = Schedule(self.rate), -1 / self.fps, 0.0
         try:
-            while frame is not None:
+            for failed in self._grabs():
                 position = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+                before = seconds
                 # Some containers carry no times; then the frame rate has to do.
                 seconds = max(position, 0.0) if position > seconds else seconds + 1 / self.fps
-                yield seconds, frame
-                frame = self._capture.read()[1]
+                if failed:
+                    lost += max(0.0, seconds - before - 1 / self.fps)
+                if schedule.is_due(seconds):
+                    frame = self._capture.retrieve()[1] if frame is None else frame
+                    if frame is not None:
+                        yield seconds, frame
+                frame = None
+            rate = self._capture.get(cv2.CAP_PROP_FPS) or math.inf
+            missing = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) / rate - seconds
+            lost += missing if missing > 1 else 0  # some containers only guess the length
         finally:
             self._capture.release()
+            if lost:
+                shown = show_path(self.source)
+                print(f"{shown} is damaged: {lost:.1f} s of it cannot be read and were skipped", file=sys.stderr)
+
+    def _grabs(self):
+        """Grab frame after frame, the first of which was read before; yield how many failed before each.
+
+        A frame that cannot be read is not the end while, with it, there are fewer than the file says to hold.
+        """
+        count, tried, failed, since = self._capture.get(cv2.CAP_PROP_FRAME_COUNT), 1, 0, time.monotonic()
+        yield 0
+        while True:
+            tried += 1
+            if self._capture.grab():
+                yield failed
+                failed, since = 0, time.monotonic()
+            else:
+                failed += 1
+                if tried > count or time.monotonic() - since > self.patience:
+                    return
 
     def _newest(self, frame):
-        start, news = time.monotonic(), threading.Condition()
+        schedule, start, news = Schedule(self.rate), time.monotonic(), threading.Condition()
         state = {"frame": frame, "at": start, "stop": False}
+        schedule.is_due(0.0)
+        patience = self.patience + (1 / self.rate if self.rate else 0)
 
         def read():
             while not state["stop"]:
-                ok, frame = self._capture.read()
-                if ok:
-                    with news:
-                        state.update(frame=frame, at=time.monotonic())
-                        news.notify()
-                else:
+                if not self._capture.grab():
                     time.sleep(0.25)
                     self._capture.release()
                     self._capture = self._open()
+                    continue
+                at = time.monotonic()
+                ok, frame = self._capture.retrieve() if schedule.is_due(at - start) else (False, None)
+                if ok:
+                    with news:
+                        state.update(frame=frame, at=at)
+                        news.notify()
             self._capture.release()
 
         reader = threading.Thread(target=read, daemon=True)
@@ -633,8 +895,8 @@ class Video:
         try:
             while True:
                 with news:
-                    if not news.wait_for(lambda: state["frame"] is not None, self.patience):
-                        raise InputError(f"the stream stopped, and {self._unreadable()}")
+                    if not news.wait_for(lambda: state["frame"] is not None, patience):
+                        raise InputError(f"the stream stopped, and {self._unreadable(patience)}")
                     frame, at, state["frame"] = state["frame"], state["at"], None
                 yield at - start, frame
         finally:
@@ -933,10 +1195,21 @@ def read_emotions(image, detector=None, net=None):
     """
     frame = to_bgr(read_picture(image) if isinstance(image, (str, os.PathLike)) else image)
     detector, net = detector or _detector_and_net()[0], net or _detector_and_net()[1]
-    cut_out = frame.shape[:2] == (SIDE, SIDE)
-    faces = [Face(SIDE / 2, SIDE / 2, SIDE)] if cut_out else detector.detect(frame)
-    probabilities = net.predict([crop_face(frame, face) for face in faces])
-    return list(zip(faces, probabilities, strict=True))
+    if frame.shape[:2] == (SIDE, SIDE):
+        faces, crops = [Face(SIDE / 2, SIDE / 2, SIDE)], [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)]
+    else:
+        faces = detector.detect(frame)
+        crops = [crop_face(frame, face) for face in faces]
+    return list(zip(faces, net.predict(crops), strict=True))
+
+
+UNSURE = 0.3  # probability below which the most probable emotion is no better than a guess, see 07_live_stream
+
+
+def name_emotion(probabilities):
+    """Return the most probable emotion of (7,) probabilities, or "unsure", and its probability."""
+    best = int(np.argmax(probabilities))
+    return EMOTIONS[best] if probabilities[best] >= UNSURE else "unsure", probabilities[best]
 
 
 INK, ACCENT, GROOVE = (235, 235, 235), (80, 200, 120), (70, 70, 70)  # BGR
@@ -964,9 +1237,9 @@ def draw_faces(frame, faces, height=480):
     for i, (number, face, probabilities) in enumerate(faces):
         left, top, right, bottom = (round(edge * scale) for edge in face.box)
         colour = ACCENT if i == 0 else INK
-        best = int(np.argmax(probabilities))
+        emotion, sure = name_emotion(probabilities)
         cv2.rectangle(picture, (left, top), (right, bottom), colour, 2 * thin, cv2.LINE_AA)
-        label = f"#{number} {EMOTIONS[best]} {probabilities[best]:.0%}"
+        label = f"#{number} {emotion} {sure:.0%}"
         (label_width, label_height), _ = cv2.getTextSize(label, FONT, letters, thin)
         label_width, label_height = label_width + 2 * margin, label_height + 3 * margin
         x, y = min(max(left, 0), max(0, size[0] - label_width)), max(top, label_height)

@@ -205,6 +205,8 @@ def main(image: str, target: str, epsilon: int, limit: int, model: str, data: st
     is_default = (image, target, limit, model, data, output) == ("", "Sad", 48, "", "", "")
     ours = is_default and bool(utils.find_fer2013("test", utils.DATA))
     folder = Path(output) if output else (utils.RESULTS if ours else utils.RUNS) / "hack_cnn"
+    for name in ("input_image", "hacked_image"):
+        utils.check_output(folder / f"{name}.png", ".png", [image, model])
 
     with utils.replacing(folder / "input_image.png") as first, utils.replacing(folder / "hacked_image.png") as second:
         for path, picture in ((first, face), (second, hacked)):

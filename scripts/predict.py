@@ -61,8 +61,8 @@ def format_faces(name, faces):
     lines = [] if faces else [f"{name} : no face"]
     for number, _, probabilities in faces:
         who = f"face {number} : " if len(faces) > 1 else ""
-        best = int(np.argmax(probabilities))
-        lines.append(f"{name} : {who}{utils.EMOTIONS[best]} , {probabilities[best]:.0%}")
+        emotion, sure = utils.name_emotion(probabilities)
+        lines.append(f"{name} : {who}{emotion} , {sure:.0%}")
     return "\n".join(lines)
 
 

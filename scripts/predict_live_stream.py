@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import csv
 import math
+import shutil
 import subprocess
 import time
 from collections import deque
@@ -18,59 +19,79 @@ from contextlib import ExitStack, closing
 from datetime import datetime, timedelta
 
 import cv2
-import numpy as np
 
 import utils
 
 
-def open_video(source):
+def open_video(source, rate=0.0):
     """Open `source`; without one, the webcam, or the bundled clip where there is no webcam."""
     if source:
-        return utils.Video(source)
+        return utils.Video(source, rate=rate)
     try:
-        return utils.Video("0")
+        return utils.Video("0", rate=rate)
     except utils.InputError as error:
         print(f"No webcam ({error}); playing the bundled clip instead.", file=sys.stderr)
-        return utils.Video(utils.CLIP)
+        return utils.Video(utils.CLIP, rate=rate)
 
 
-def analyse(video, detector, net, smoothing=0.5):
-    """Follow the faces of a video and classify them in every frame.
+CLEARLY_LARGER = 1.25  # by this factor a face is, so that the answer is about it from now on
+
+
+def put_first(tracks, answered):
+    """Move the answered track to the front of a list of utils.Track, unless the largest one is clearly larger."""
+    stays = [track for track in tracks if track.id == answered]
+    if not stays or tracks[0].face.side > CLEARLY_LARGER * stays[0].face.side:
+        return tracks
+    return stays + [track for track in tracks if track.id != answered]
+
+
+def analyse(video, detector, net, smoothing=0.5, rate=10.0):
+    """Follow the faces of a video and classify them.
 
     Args:
         video: iterable of (seconds, frame), such as utils.Video.
         detector: utils.FaceDetector.
         net: utils.EmotionNet.
         smoothing: time constant in seconds of the average over the frames of a face; 0 for single frames.
+        rate: frames a second that are analysed; 0 for every frame.
 
     Yields:
-        seconds, frame, and for each face, largest first: its id, its utils.Face and its (7,) probabilities.
+        seconds, frame, and for each face its id, its utils.Face and its (7,) probabilities. The face that is answered
+        for comes first, then the largest. Frames between those that are analysed have the faces of the last one.
     """
-    tracker = utils.FaceTracker()
+    follower, schedule, faces, answered = utils.FaceFollower(detector), utils.Schedule(rate), [], None
     for seconds, frame in video:
         frame = utils.to_bgr(frame)
-        tracks = tracker.update(detector.detect(frame), seconds)
-        probabilities = net.predict([utils.crop_face(frame, track.face) for track in tracks])
-        pairs = zip(tracks, probabilities, strict=True)
-        yield seconds, frame, [(track.id, track.face, track.blend(p, seconds, smoothing)) for track, p in pairs]
+        if schedule.is_due(seconds):
+            tracks = put_first(follower.update(frame, seconds), answered)
+            waiting = {track.id for track in follower.tracker.tracks} - {track.id for track in tracks}
+            if tracks and answered not in waiting:
+                answered = tracks[0].id
+            probabilities = net.predict([utils.crop_face(frame, track.face) for track in tracks])
+            pairs = zip(tracks, probabilities, strict=True)
+            faces = [(track.id, track.face, track.blend(p, seconds, smoothing)) for track, p in pairs]
+        yield seconds, frame, faces
 
 
-def format_time(seconds, live, every):
-    """Return hh:mm:ss, by the clock for live sources; with hundredths if answers come more often than once a second."""
-    moment = datetime.now() if live else datetime.min + timedelta(seconds=seconds)
+def format_time(moment, live, every):
+    """Return hh:mm:ss of a time in seconds: of the clock for live sources, else since the start of the file.
+
+    With hundredths if answers come more often than once a second.
+    """
+    moment = datetime.fromtimestamp(moment) if live else datetime.min + timedelta(seconds=moment)
     hundredths = f".{moment.microsecond // 10_000:02}" if every < 1 else ""
     return f"{moment:%H:%M:%S}{hundredths}"
 
 
 def format_answer(moment, faces, all_faces):
-    """Return the lines for one moment: the emotion of the largest face or, one line each, of all with their ids."""
+    """Return the lines for one moment: the emotion of the first face or, one line each, of all with their ids."""
     if not faces:
         return f"{moment}s : no face"
     lines = []
     for number, _, probabilities in faces if all_faces else faces[:1]:
         who = f"face {number} : " if all_faces else ""
-        best = int(np.argmax(probabilities))
-        lines.append(f"{moment}s : {who}{utils.EMOTIONS[best]} , {probabilities[best]:.0%}")
+        emotion, sure = utils.name_emotion(probabilities)
+        lines.append(f"{moment}s : {who}{emotion} , {sure:.0%}")
     return "\n".join(lines)
 
 
@@ -92,7 +113,7 @@ class AnswerLog:
         self._file.close()
 
 
-draw = utils.draw_faces  # photographs are drawn the same way
+LONGEST = 10.0  # seconds from one picture to the next; a longer gap is shortened
 
 
 class Window:
@@ -102,7 +123,8 @@ class Window:
 
     def __init__(self, live):
         # Without a screen Qt, in which OpenCV opens its windows, ends the whole process; so another one tries first.
-        probe = [sys.executable, "-c", "import cv2; cv2.namedWindow('probe')"]
+        # -P: it does not import a cv2.py of the folder in which the user is.
+        probe = [sys.executable, "-P", "-c", "import cv2; cv2.namedWindow('probe')"]
         if subprocess.run(probe, capture_output=True).returncode:
             raise utils.InputError("--show needs a screen and there is none; --record out.mp4 writes the same pictures")
         self._live, self._start = live, None
@@ -115,37 +137,60 @@ class Window:
             cv2.resizeWindow(self.TITLE, picture.shape[1], picture.shape[0])
         cv2.imshow(self.TITLE, picture)
         early = 0 if self._live else seconds - (time.monotonic() - self._start)
-        key = cv2.waitKey(max(1, round(early * 1000))) & 0xFF
+        self._start -= max(0, early - LONGEST)
+        key = cv2.waitKey(max(1, round(min(early, LONGEST) * 1000))) & 0xFF
         return key not in (ord("q"), 27) and cv2.getWindowProperty(self.TITLE, cv2.WND_PROP_VISIBLE) >= 1
 
     def close(self):
         cv2.destroyAllWindows()
 
 
+def fit(picture, width, height):
+    """Return a (h, w, 3) uint8 picture as (height, width, 3), scaled as a whole, with black beside or below it."""
+    scale = min(width / picture.shape[1], height / picture.shape[0])
+    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+    return cv2.copyMakeBorder(picture, 0, height - size[1], 0, width - size[0], cv2.BORDER_CONSTANT)
+
+
 class Recorder:
-    """Writes pictures to an .mp4 file at `fps`, repeating or leaving out some where a camera is not that regular."""
+    """Writes pictures to an .mp4 file at `fps`, repeating or leaving out some where a camera is not that regular.
+
+    Pictures of another size than the first one, as when a telephone is turned, are fitted to it.
+    """
+
+    ROOM = 2 << 20  # bytes that stay free on the disk, for the end of the file
 
     def __init__(self, path, fps):
-        self._path, self._fps, self._writer, self._count = str(path), fps, None, 0
+        self._path, self._fps, self._writer, self._count = utils.opencv_path(path), fps, None, 0
+        self._clock, self._last = 0.0, 0.0
 
     def write(self, picture, seconds):
+        if shutil.disk_usage(Path(self._path).parent).free < self.ROOM:
+            raise utils.InputError(f"no room left in {utils.show_path(Path(self._path).parent)} for the recording")
         if self._writer is None:
-            size = picture.shape[1], picture.shape[0]
-            self._writer = cv2.VideoWriter(self._path, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
+            self._size = picture.shape[1], picture.shape[0]
+            self._writer = cv2.VideoWriter(self._path, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
             if not self._writer.isOpened():
-                raise utils.InputError(
-                    f"cannot write a video to {self._path}; expected a folder that can be written to"
-                )
-        while self._count <= seconds * self._fps + 0.5:
+                shown = utils.show_path(self._path)
+                raise utils.InputError(f"cannot write a video to {shown}; expected a folder that can be written to")
+        if (picture.shape[1], picture.shape[0]) != self._size:
+            picture = fit(picture, *self._size)
+        self._clock += min(seconds - self._last, LONGEST)
+        self._last = seconds
+        while self._count <= self._clock * self._fps + 0.5:
             self._writer.write(picture)
             self._count += 1
 
     def close(self):
-        if self._writer is not None:
-            self._writer.release()
+        if self._writer is None:
+            return
+        self._writer.release()
+        if not cv2.VideoCapture(self._path).grab():
+            raise utils.InputError("the recording cannot be played, and is dropped: is there room on the disk?")
 
 
-def run(video, every, smoothing, all_faces, show, record, log, net):
+def run(video, every, rate, smoothing, all_faces, show, record, log, net):
     """Answer every `every` seconds of `video`; the other arguments are those of the script, and `net` its EmotionNet.
 
     Returns:
@@ -155,33 +200,33 @@ def run(video, every, smoothing, all_faces, show, record, log, net):
         utils.InputError: the source stopped, there is no screen for the window, or a file cannot be written.
     """
     detector = utils.FaceDetector()  # first, since it may fail, and an older log or recording must outlive that
-    answers, frames, seconds, due, failure = deque(maxlen=1000), 0, 0.0, 0, None
+    answers, frames, seconds, due, failure = deque(maxlen=1000), 0, 0.0, utils.Schedule(1 / every), None
+    opened = video.opened if video.is_live else 0.0  # answers of a camera are due, and told, by the clock
     with ExitStack() as stack:
         window = stack.enter_context(closing(Window(video.is_live))) if show else None
+        table = stack.enter_context(closing(AnswerLog(log))) if log else None
         target = stack.enter_context(utils.replacing(record)) if record else None
         recorder = stack.enter_context(closing(Recorder(target, video.fps))) if record else None
-        table = stack.enter_context(closing(AnswerLog(log))) if log else None
         if detector.name == "Haar":
             print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
         try:
-            for seconds, frame, faces in analyse(video, detector, net, smoothing):
+            for seconds, frame, faces in analyse(video, detector, net, smoothing, rate):
                 frames += 1
-                if seconds >= due * every - 1e-6:
-                    due = math.floor(seconds / every + 1e-6) + 1
+                picture = utils.draw_faces(frame, faces) if show or record else None
+                if recorder:
+                    recorder.write(picture, seconds)
+                if due.is_due(opened + seconds):
                     answers.append((seconds, faces))
-                    moment = format_time(seconds, video.is_live, every)
+                    moment = format_time(opened + seconds, video.is_live, every)
                     print(f"Preprocessing ...\n{format_answer(moment, faces, all_faces)}\n", flush=True)
                     if table:
                         table.write(seconds, faces)
-                picture = draw(frame, faces) if show or record else None
-                if recorder:
-                    recorder.write(picture, seconds)
                 if window and not window.show(picture, seconds):
                     break
         except KeyboardInterrupt:
             pass  # the usual end of a camera
-        except utils.InputError as error:
-            failure = error  # after the recording was closed and kept
+        except Exception as error:
+            failure = error  # is raised after the recording was closed and kept
     if failure:
         raise failure
     return answers, f"{seconds:.0f} s of video in {frames} frames, an answer every {every:g} s"
@@ -201,6 +246,12 @@ def parse_args(argv=None):
         type=float,
         default=1.0,
         help="seconds of the stream from one answer to the next (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=10.0,
+        help="frames a second that are searched for faces and classified; 0 for every frame (default: %(default)s)",
     )
     parser.add_argument(
         "--smoothing",
@@ -233,17 +284,29 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def main(source: str, every: float, smoothing: float, all_faces: bool, show: bool, record: str, log: str, model: str):
-    if not 0 < every < math.inf:
-        raise utils.InputError(f"--every is {every}; expected seconds, more than 0")
-    if not 0 <= smoothing < math.inf:
-        raise utils.InputError(f"--smoothing is {smoothing}; expected seconds, 0 or more")
-    if record and (Path(record).suffix.lower() != ".mp4" or Path(record).is_dir()):
-        raise utils.InputError(f"--record is {record}; expected the name of a file that ends in .mp4")
+def main(
+    source: str,
+    every: float,
+    rate: float,
+    smoothing: float,
+    all_faces: bool,
+    show: bool,
+    record: str,
+    log: str,
+    model: str,
+):
+    for name, value, least in (("every", every, 1e-3), ("rate", rate, 0), ("smoothing", smoothing, 0)):
+        if not least <= value < math.inf:
+            expected = "seconds, more than 0" if name == "every" else "0 or more"
+            raise utils.InputError(f"--{name} is {value}; expected {expected}")
+    for name, suffix in ((record, ".mp4"), (log, ".csv")):
+        if name:
+            utils.check_output(name, suffix, [source, model, utils.CLIP, utils.MODEL.with_suffix(".tflite")])
+    rate = max(rate, 1 / every) if rate else 0.0
     net = utils.EmotionNet(model or None)
-    video = open_video(str(source))
+    video = open_video(str(source), 0.0 if show or record else rate)
     print("Reading video stream ...\n", flush=True)
-    answers, summary = run(video, every, smoothing, all_faces, show, record, log, net)
+    answers, summary = run(video, every, rate, smoothing, all_faces, show, record, log, net)
     print(summary, file=sys.stderr)
 
 

@@ -104,6 +104,8 @@ def parse_args(argv=None):
 
 def main(source: str, output: str):
     folder = Path(output) if output else utils.RESULTS / "preprocessing_test"
+    for path in folder.glob("image*.png"):
+        utils.check_output(path, ".png", [source])
     video = utils.Video(source if str(source) else utils.CLIP)
     detector = utils.FaceDetector()
     print(f"Reading {utils.show_path(video.source)}, looking for faces with {detector.name} ...", flush=True)

@@ -1,8 +1,11 @@
 """Faces are found, framed as FER2013's, and followed; strange frames do no harm."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 
 import utils
 from tests.conftest import needs_yunet
@@ -64,7 +67,7 @@ def test_boxes_of_unset_memory_are_dropped(astronaut, monkeypatch):
     real = detector._detect_yunet(astronaut)
     junk = np.array([[4e30, 4e30, 0, 0.9], [np.nan, 1, 50, 0.9], [np.inf, 5, 9, 1], [100, 100, -3, 1], [-5, 20, 40, 1]])
     monkeypatch.setattr(detector, "_detect_yunet", lambda frame: np.vstack([junk, real]))
-    assert len(detector.detect(astronaut)) == len(real) == 1
+    assert len(detector.detect(astronaut, [512])) == len(real) == 1
 
 
 def test_a_broken_yunet_file_is_named(tmp_path):
@@ -86,14 +89,108 @@ def test_a_crop_is_centred_and_as_large_as_the_face():
 def test_shrinking_averages_instead_of_picking_pixels():
     frame = np.indices((480, 480)).sum(axis=0) % 2 * 255  # a chess board of single pixels
     crop = utils.crop_face(frame.astype(np.uint8), utils.Face(240, 240, 480))
-    assert np.all(np.abs(crop.astype(int) - 127) <= 1)
+    assert np.ptp(crop) <= 1
 
 
 @pytest.mark.parametrize("x, y", [(0, 0), (99, 0), (0, 79), (99, 79), (50, 40)])
 def test_a_face_cut_by_the_edge_is_continued_from_the_edge(x, y):
     frame = np.full((80, 100, 3), 77, np.uint8)
     crop = utils.crop_face(frame, utils.Face(x, y, 60))
-    assert crop.shape == (48, 48) and np.all(crop == 77)
+    assert crop.shape == (48, 48) and np.ptp(crop) == 0
+
+
+@pytest.mark.parametrize("gain, offset", [(0.25, 0), (0.1, 0), (0.5, 120)])
+def test_the_light_of_a_frame_hardly_changes_a_crop(astronaut, gain, offset):
+    face = utils.Face(223, 115, 120)
+    crop, changed = (
+        utils.crop_face(frame, face) for frame in (astronaut, (astronaut * gain + offset).astype(np.uint8))
+    )
+    assert (changed.mean(), changed.std()) == pytest.approx((129, 54), abs=5)
+    assert np.abs(crop.astype(int) - changed).mean() < 4
+
+
+def test_a_wall_stays_a_wall():
+    wall = np.random.default_rng(0).normal(90, 1, (200, 200)).astype(np.uint8)
+    assert utils.crop_face(wall, utils.Face(100, 100, 48)).std() < 30
+
+
+@needs_yunet
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_face_that_lies_on_its_side_is_none(hopper, turns):
+    detector = utils.FaceDetector()
+    assert detector.detect(hopper)
+    assert detector.detect(np.rot90(hopper, turns).copy()) == []
+
+
+def far_away(portrait, height, width, side):
+    """Hopper's portrait in a (height, width, 3) picture of a wall, her face `side` pixels high; and its place."""
+    rng = np.random.default_rng(0)
+    wall = cv2.GaussianBlur(rng.integers(60, 160, (height, width, 3)).astype(np.uint8), (0, 0), 25)
+    face = utils.FaceDetector().detect(portrait)[0]
+    scale = side / face.side
+    small = cv2.resize(portrait, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    left, top = width // 3, height // 2
+    wall[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return wall, (left + face.x * scale, top + face.y * scale, side)
+
+
+FAR_AWAY = [(1080, 1920, 64), (720, 1280, 48), (480, 640, 40)]
+
+
+@needs_yunet
+@pytest.mark.parametrize("height, width, side", FAR_AWAY)
+def test_faces_far_away_are_found(hopper, astronaut, height, width, side):
+    for portrait in (hopper, astronaut):
+        picture, place = far_away(portrait, height, width, side)
+        faces = utils.FaceDetector().detect(picture)
+        assert len(faces) == 1
+        assert (faces[0].x, faces[0].y, faces[0].side) == pytest.approx(place, abs=0.12 * side)
+
+
+@needs_yunet
+@pytest.mark.parametrize("height, width, side", FAR_AWAY)
+def test_faces_far_away_are_followed_within_half_a_second(hopper, height, width, side):
+    picture, _ = far_away(hopper, height, width, side)
+    follower = utils.FaceFollower(utils.FaceDetector())
+    nobody = np.full_like(picture, 90)
+    for i in range(3):
+        assert follower.update(nobody, i / 10) == []
+    seen = [[track.id for track in follower.update(np.roll(picture, 4 * i, axis=1), i / 10)] for i in range(3, 30)]
+    assert seen[5:] == [[1]] * 22
+
+
+@needs_yunet
+def test_a_newcomer_near_the_camera_is_seen_at_once(astronaut):
+    """And one who leaves is searched for once in the fine picture, not in every frame."""
+    detector, searched = utils.FaceDetector(), []
+    follower = utils.FaceFollower(detector)
+    fine = detector.detect
+    detector.detect = lambda frame, sizes=None: searched.append(sizes) or fine(frame, sizes)
+    nobody = np.full_like(astronaut, 90)
+    counts = [len(follower.update(frame, i / 100)) for i, frame in enumerate([nobody] * 3 + [astronaut] * 3)]
+    assert counts == [0, 0, 0, 1, 1, 1]
+    searched.clear()
+    assert [len(follower.update(nobody, 0.1 + i / 100)) for i in range(5)] == [0] * 5
+    assert sum(sizes[-1] == detector.fine for sizes in searched) == 1
+
+
+@needs_yunet
+@pytest.mark.parametrize("name", ["brick", "grass", "gravel", "coins", "page", "text", "moon", "coffee", "rocket"])
+def test_pictures_of_nobody_have_no_face(name):
+    folder = Path(skimage.data.__file__).parent
+    path = next(folder / f"{name}{suffix}" for suffix in (".png", ".jpg") if (folder / f"{name}{suffix}").is_file())
+    picture = cv2.imread(str(path))
+    for size in (512, 1280):
+        scale = size / max(picture.shape[:2])
+        assert utils.FaceDetector().detect(cv2.resize(picture, None, fx=scale, fy=scale)) == []
+
+
+def test_squares_overlap_by_what_they_share():
+    face = utils.Face(50, 50, 20)
+    assert face.overlap(face) == pytest.approx(1)
+    assert face.overlap(utils.Face(60, 50, 20)) == pytest.approx(1 / 3)
+    assert face.overlap(utils.Face(50, 50, 10)) == pytest.approx(1 / 4)
+    assert face.overlap(utils.Face(70, 50, 20)) == face.overlap(utils.Face(90, 90, 20)) == 0
 
 
 def ids(tracker, faces, time):

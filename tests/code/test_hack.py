@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import cv2
 import nbformat
@@ -240,3 +241,20 @@ def test_a_sixteen_bit_picture_is_read(hack_module, astronaut, tmp_path):
     path = tmp_path / "deep.png"
     cv2.imwrite(str(path), astronaut.astype(np.uint16) * 257)
     assert hack_module.read_face(path).std() > 20
+
+
+def test_the_picture_that_is_hacked_is_not_overwritten(hack, smile, astronaut, tmp_path):
+    path = tmp_path / "hacked" / "input_image.png"
+    path.parent.mkdir()
+    cv2.imwrite(str(path), astronaut)
+    before = path.read_bytes()
+    assert_one_clear_line(hack("--image", path), "input_image.png", "another name")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8_is_one_clear_line(hack, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    Path(os.fsdecode(path)).write_bytes(b"picture")
+    process = hack("--image", path.decode(errors="surrogateescape"))
+    assert process.returncode == 1 and "not UTF-8" in process.stderr

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing, contextmanager
 
 import cv2
 import numpy as np
@@ -16,10 +17,11 @@ import pytest
 
 import utils
 from tests.code.test_video import numbered_frames, serve_mjpeg
-from tests.conftest import assert_one_clear_line
+from tests.conftest import assert_one_clear_line, load_script, needs_yunet
 
 SCRIPT = "predict_live_stream.py"
-ANSWER = re.compile(rf"\d\d:\d\d:\d\ds : (no face|({'|'.join(utils.EMOTIONS)}) , \d{{1,3}}%)")
+ANSWER = re.compile(rf"\d\d:\d\d:\d\ds : (no face|(unsure|{'|'.join(utils.EMOTIONS)}) , \d{{1,3}}%)")
+live_stream = load_script("predict_live_stream")
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,8 @@ def test_the_log_and_the_lines_say_the_same(clip_run):
         first.setdefault(int(float(row["seconds"]) + 0.01), row)
     for second, row in first.items():
         best = max(utils.EMOTIONS, key=lambda emotion: float(row[emotion]))
-        assert f"00:00:{second:02}s : {best} , " in process.stdout
+        said = best if float(row[best]) >= utils.UNSURE else "unsure"
+        assert f"00:00:{second:02}s : {said} , " in process.stdout
 
 
 def test_the_recording_is_as_long_as_the_stream(clip_run):
@@ -163,7 +166,9 @@ def test_bad_input_is_one_clear_line(run_script, tmp_path, write_video, build_sm
         (["--source", 99999999999], ["99999999999", "expected a camera number"]),
         (["--source", video, "--every", 0], ["--every", "more than 0"]),
         (["--source", video, "--every", "nan"], ["--every", "more than 0"]),
-        (["--source", video, "--record", tmp_path], ["--record", ".mp4"]),
+        (["--source", video, "--rate", -1], ["--rate", "0 or more"]),
+        (["--source", video, "--record", tmp_path], [tmp_path, ".mp4"]),
+        (["--source", video, "--log", tmp_path / "out.mp4"], ["out.mp4", ".csv"]),
         (["--source", video, "--record", tmp_path / "out.nothing"], ["out.nothing", ".mp4"]),
     ]:
         assert_one_clear_line(run_script(SCRIPT, *arguments), *words)
@@ -223,3 +228,149 @@ def test_the_window_shows_a_file_in_its_own_time(run_script, write_video, astron
     assert process.returncode == 0, process.stderr
     assert time.monotonic() - began > 2.9
     assert process.stdout.count("Preprocessing ...") == 3
+
+
+@pytest.mark.parametrize("link", [None, os.link, os.symlink], ids=["same", "hard link", "link"])
+@pytest.mark.parametrize("flag", ["--record", "--log"])
+def test_what_is_read_is_never_overwritten(run_script, write_video, tmp_path, flag, link):
+    suffix = {"--record": ".mp4", "--log": ".csv"}[flag]
+    video = write_video(numbered_frames(5)).rename(tmp_path / f"mine{suffix}")
+    before = video.read_bytes()
+    output = tmp_path / f"other{suffix}" if link else video
+    if link:
+        link(video, output)
+    assert_one_clear_line(run_script(SCRIPT, "--source", video, flag, output), output.name, "another name")
+    assert video.read_bytes() == output.read_bytes() == before
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(run_script, write_video, tmp_path):
+    write_video(numbered_frames(15), fps=10)
+    process = run_script(SCRIPT, "--source", "~/video.mp4", "--log", "~/out.csv", HOME=str(tmp_path))
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "out.csv").read_text().startswith("seconds,")
+
+
+@contextmanager
+def recording(tmp_path, seconds_per_frame=0.04, **options):
+    """Start the script on an endless stream, recording to out.mp4, and wait for its second answer."""
+    with serve_mjpeg(numbered_frames(25) * 100, seconds_per_frame) as (url, _):
+        command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", url, "--record", tmp_path / "out.mp4"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        try:
+            for _ in range(8):
+                process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="signals of POSIX")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_stream_like_ctrl_c(tmp_path, name):
+    with recording(tmp_path) as process:
+        process.send_signal(getattr(signal, name))
+        process.send_signal(getattr(signal, name))  # a shell and the system may both send one
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0 and re.search(r"s of video in \d+ frames", errors), errors
+    assert sum(1 for _ in utils.Video(tmp_path / "out.mp4")) > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4"]
+
+
+def test_a_reader_who_goes_away_leaves_the_recording(tmp_path):
+    with recording(tmp_path) as process:
+        process.stdout.close()
+        process.wait(timeout=30)
+        process.stdout = None
+    assert process.returncode == 0
+    assert sum(1 for _ in utils.Video(tmp_path / "out.mp4")) > 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no disk that is always full")
+def test_a_log_whose_disk_is_full_leaves_the_recording(run_script, write_video, astronaut, tmp_path):
+    os.symlink("/dev/full", tmp_path / "out.csv")
+    video = write_video([cv2.resize(astronaut, (320, 320))] * 15, fps=10)
+    process = run_script(SCRIPT, "--source", video, "--log", "out.csv", "--record", "out.mp4")
+    assert_one_clear_line(process, "No space left")
+    assert sum(1 for _ in utils.Video(tmp_path / "out.mp4")) >= 1
+
+
+def test_a_recording_that_finds_no_room_leaves_the_older_one(tmp_path, monkeypatch):
+    """A disk with less than two megabytes; then one that is full in spite of what it says."""
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"older")
+    picture, usage = np.zeros((480, 870, 3), np.uint8), shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with pytest.raises(utils.InputError, match="no room left"), utils.replacing(path) as target:
+        with closing(live_stream.Recorder(target, 10)) as recorder:
+            recorder.write(picture, 0.0)
+    monkeypatch.undo()
+    with pytest.raises(utils.InputError, match="cannot be played"), utils.replacing(path) as target:
+        with closing(live_stream.Recorder(target, 10)) as recorder:
+            recorder.write(picture, 0.0)
+            target.write_bytes(b"")
+            recorder._writer.release()
+            target.write_bytes(b"half")
+    assert path.read_bytes() == b"older"
+
+
+def write_recording(path, pictures):
+    with closing(live_stream.Recorder(path, 10)) as recorder:
+        for seconds, picture in pictures:
+            recorder.write(picture, seconds)
+    return [frame for _, frame in utils.Video(path)]
+
+
+def test_times_that_jump_by_an_hour_do_not_make_an_hour_of_recording(tmp_path):
+    picture = np.zeros((48, 96, 3), np.uint8)
+    frames = write_recording(tmp_path / "out.mp4", [(s, picture) for s in (0.0, 0.1, 3600.0, 3600.1, 3600.2)])
+    assert len(frames) == 1 + 1 + 10 * live_stream.LONGEST + 2
+
+
+def test_pictures_of_another_shape_are_in_the_recording(tmp_path):
+    wide, tall = np.full((48, 96, 3), 60, np.uint8), np.full((96, 48, 3), 200, np.uint8)
+    frames = write_recording(tmp_path / "out.mp4", [(i / 10, wide if i < 5 else tall) for i in range(10)])
+    assert len(frames) == 10 and {frame.shape for frame in frames} == {(48, 96, 3)}
+    assert frames[4].mean() == pytest.approx(60, abs=5)
+    assert frames[9][:, :20].mean() == pytest.approx(200, abs=10)  # a quarter as wide, at the left
+
+
+def test_a_camera_is_answered_for_once_in_every_second_of_the_clock():
+    with serve_mjpeg(numbered_frames(25) * 10, seconds_per_frame=0.03) as (url, _):
+        command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", url]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            answers = (line for line in process.stdout if " : " in line)
+            seconds = [int(next(answers)[6:8]) for _ in range(6)]
+        finally:
+            process.kill()
+            process.communicate()
+    assert [(later - sooner) % 60 for sooner, later in zip(seconds, seconds[1:], strict=False)] == [1] * 5
+
+
+@needs_yunet
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_checkout_whose_folder_is_not_utf_8_reads_videos_and_says_what_it_cannot_read(write_video, tmp_path):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    for name in ("utils.py", f"scripts/{SCRIPT}", "results/model/my_own_model.tflite"):
+        target = os.path.join(folder, os.fsencode(name))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        shutil.copy(utils.ROOT / name, target)
+    script = os.path.join(folder, b"scripts", SCRIPT.encode())
+    shutil.copy(write_video(numbered_frames(15)), os.path.join(folder, b"video.mp4"))
+
+    def run(*arguments):
+        command = [sys.executable, script, *arguments]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+
+    assert run("--source", tmp_path / "video.mp4").stdout.count("no face") == 2
+    assert_one_clear_line(run("--source", os.path.join(folder, b"video.mp4")), "is not UTF-8", "rename")
+    process = run("--source", tmp_path / "video.mp4", "--record", os.path.join(folder, b"out.mp4"))
+    assert process.returncode == 1 and "is not UTF-8" in process.stderr
+
+
+def test_show_runs_no_module_of_the_current_folder(run_script, write_video, tmp_path):
+    (tmp_path / "cv2.py").write_text("open('ran', 'w')")
+    run_script(SCRIPT, "--source", write_video(numbered_frames(5)), "--show", DISPLAY="", WAYLAND_DISPLAY="")
+    assert not (tmp_path / "ran").exists()

@@ -6,6 +6,7 @@ import cv2
 import nbformat
 import papermill
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 import utils
 
@@ -78,3 +79,43 @@ def test_every_script_has_help(script, run_script):
     process = run_script(script.name, "--help")
     assert process.returncode == 0 and "usage:" in process.stdout
     assert "default" in process.stdout or "empty for" in process.stdout
+
+
+def test_the_live_stream_plays_in_one_output_and_the_stop_button_ends_it():
+    """07 on a kernel of its own, as JupyterLab runs it: its last cells draw what was seen until the interrupt."""
+    notebook = nbformat.read(utils.ROOT / "notebooks" / "07_live_stream.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    playing = next(i for i, cell in enumerate(cells) if "def play(" in cell.source)
+    skipped = next(i for i, cell in enumerate(cells) if "main" in cell.metadata.get("tags", []))
+    manager, kernel = start_new_kernel(cwd=str(utils.ROOT / "notebooks"))
+    try:
+        for i, cell in enumerate(cells[:playing]):
+            code = "net = utils.EmotionNet(); source = utils.CLIP" if i == skipped else cell.source
+            assert kernel.execute_interactive(code, timeout=120)["content"]["status"] == "ok"
+        messages, updates = [], []
+
+        def collect(message):
+            messages.append(message)
+            updates.extend([message] if message["msg_type"] == "update_display_data" else [])
+            if len(updates) == 15:
+                manager.interrupt_kernel()
+
+        reply = kernel.execute_interactive(cells[playing].source, timeout=120, output_hook=collect)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        shown = [message for message in messages if message["msg_type"] == "display_data"]
+        assert len(shown) == 1 and 15 <= len(updates) < 60  # a second and a half of twenty
+        assert {message["msg_type"] for message in messages} <= {
+            "status",
+            "execute_input",
+            "display_data",
+            "update_display_data",
+        }
+        names = {message["content"]["transient"]["display_id"] for message in shown + updates}
+        assert len(names) == 1 and "image/jpeg" in updates[-1]["content"]["data"]
+        drawn = []
+        hook = {"output_hook": lambda message: drawn.append(message["content"].get("data", {}))}
+        reply = kernel.execute_interactive("%matplotlib inline\n" + cells[playing + 1].source, timeout=120, **hook)
+        assert reply["content"]["status"] == "ok" and any("image/png" in data for data in drawn)
+    finally:
+        kernel.stop_channels()
+        manager.shutdown_kernel(now=True)

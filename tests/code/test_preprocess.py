@@ -118,3 +118,10 @@ def test_what_is_no_video_is_one_clear_line(run_script, tmp_path, write_video):
     assert_one_clear_line(run_script(SCRIPT, "--source", tmp_path / "text.mp4"), "text.mp4", "not a video")
     one_pixel = write_video([frame[:2, :2] for frame in numbered_frames(5)], name="pixel.mp4")
     assert_one_clear_line(run_script(SCRIPT, "--source", one_pixel), "pixel.mp4")
+
+
+def test_a_video_among_the_images_is_not_replaced(run_script, write_video, astronaut, tmp_path):
+    video = write_video([cv2.resize(astronaut, (320, 320))] * 210, fps=10).rename(tmp_path / "image3.png")
+    before = video.read_bytes()
+    assert_one_clear_line(run_script(SCRIPT, "--source", video, "--output", tmp_path), "image3.png", "another name")
+    assert video.read_bytes() == before

@@ -1,5 +1,10 @@
 """Frames come with their times, from files and from streams, and what is no video says so."""
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -129,3 +134,107 @@ def test_passwords_in_addresses_are_not_shown():
     with pytest.raises(utils.InputError) as error:
         utils.Video("http://user:secret@127.0.0.1:9/x.mjpg", patience=1.0)
     assert "http://127.0.0.1:9/x.mjpg" in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_rate_gives_the_first_frame_of_each_interval(write_video):
+    path = write_video(numbered_frames(25) * 4, fps=25)
+    times, numbers = zip(*[(seconds, number_of(frame)) for seconds, frame in utils.Video(path, rate=10.0)], strict=True)
+    assert times[:6] == pytest.approx([0, 0.12, 0.2, 0.32, 0.4, 0.52])
+    assert len(times) == 40
+    assert numbers == pytest.approx(np.array(times) * 25 % 25, abs=1)  # each is the frame of its time
+
+
+def test_a_rate_spares_a_camera_its_frames_too():
+    with serve_mjpeg(numbered_frames(25) * 4, seconds_per_frame=0.02) as (url, _):
+        times = []
+        for seconds, _ in utils.Video(url, rate=5.0):
+            times.append(seconds)
+            if seconds > 1.5:
+                break
+    assert len(times) <= 9 and np.all(np.diff(np.floor(np.array(times) * 5 + 1e-6)) >= 1)
+
+
+def damage(path, first, last):
+    """Overwrite a part of a file's bytes, given as shares of its length."""
+    data = bytearray(path.read_bytes())
+    place = slice(int(first * len(data)), int(last * len(data)))
+    data[place] = np.random.default_rng(0).bytes(place.stop - place.start)
+    path.write_bytes(data)
+
+
+def noise(count):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (64, 96, 3)).astype(np.uint8) for _ in range(count)]
+
+
+def test_what_follows_a_damage_is_read_and_the_gap_is_told(write_video, capsys):
+    path = write_video(noise(100), fps=10)
+    damage(path, 0.4, 0.5)
+    times = [seconds for seconds, _ in utils.Video(path)]
+    assert times[-1] == pytest.approx(9.9) and 80 < len(times) < 100
+    assert np.all(np.diff(times) > 0)
+    assert "video.mp4 is damaged: " in capsys.readouterr().err
+
+
+def test_a_file_whose_end_is_damaged_says_so(write_video, capsys):
+    path = write_video(noise(100), fps=10)
+    damage(path, 0.5, 0.98)  # behind it stands the index
+    assert len(list(utils.Video(path))) < 60
+    assert "s of it cannot be read" in capsys.readouterr().err
+
+
+def test_a_whole_file_says_nothing(write_video, capsys):
+    list(utils.Video(write_video(noise(30), fps=10)))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf_8_is_an_error_and_no_crash(write_video, tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    os.rename(write_video(numbered_frames(5)), path)
+    with pytest.raises(utils.InputError, match=r"caf\\udce9.mp4, whose name is not UTF-8: rename"):
+        utils.Video(os.fsdecode(path))
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(write_video, tmp_path, monkeypatch):
+    write_video(numbered_frames(5))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(list(utils.Video("~/video.mp4"))) == 5
+
+
+def test_the_scheme_of_an_address_may_be_written_large():
+    with serve_mjpeg(numbered_frames(25), seconds_per_frame=0.02) as (url, _):
+        assert next(iter(utils.Video(url.replace("http", "HTTP"))))[1].shape == (64, 96, 3)
+
+
+def test_the_query_of_an_address_is_not_shown():
+    with pytest.raises(utils.InputError) as error:
+        utils.Video("http://127.0.0.1:9/x.mjpg?user=me&pwd=secret", patience=1.0)
+    assert "http://127.0.0.1:9/x.mjpg gives no picture" in str(error.value) and "secret" not in str(error.value)
+
+
+def test_the_time_waited_is_the_time_that_was_waited():
+    with pytest.raises(utils.InputError, match=r"\(waited [0-4]\.\d s\)"):  # it is refused at once
+        utils.Video("http://127.0.0.1:9/x.mjpg", patience=60.0)
+
+
+@pytest.mark.skipif(not hasattr(os, "setuid"), reason="permissions of POSIX")
+def test_a_file_that_may_not_be_read_says_so(write_video):
+    with tempfile.TemporaryDirectory() as folder:
+        path = shutil.move(write_video(numbered_frames(5)), folder)
+        os.chmod(path, 0)
+        os.chmod(folder, 0o755)
+        process = read_as_nobody(path)
+    assert "video.mp4 cannot be read: Permission denied" in process.stdout, process.stderr
+
+
+def read_as_nobody(path):
+    code = (
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(utils.ROOT)!r})\n"
+        "import utils\n"
+        "if os.getuid() == 0: os.seteuid(65534)\n"  # nobody; root reads everything
+        f"try: utils.Video({path!r})\n"
+        "except utils.InputError as error: print(error)\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
