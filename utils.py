@@ -835,8 +835,8 @@ class Video:
                 before = seconds
                 # Some containers carry no times; then the frame rate has to do.
                 seconds = max(position, 0.0) if position > seconds else seconds + 1 / self.fps
-                if failed:
-                    lost += max(0.0, seconds - before - 1 / self.fps)
+                if failed:  # and the times go on as if there had been nothing, in some containers
+                    lost += max(failed / self.fps, seconds - before - 1 / self.fps)
                 if schedule.is_due(seconds):
                     frame = self._capture.retrieve()[1] if frame is None else frame
                     if frame is not None:
