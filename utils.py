@@ -551,8 +551,8 @@ def crop_face(frame, face):
 def level_light(face, mean=129, spread=54, least=4):
     """Return a face with the brightness and contrast that are usual in FER2013.
 
-    In little light the network says Angry of everybody. With this it reads validation faces at a quarter and at a tenth
-    of their light as it reads them in full light, and those in full light as without it.
+    In little light the network says Angry of everybody. With this it reads validation faces at a quarter of their light
+    as often right as in full light, at a tenth nearly so, and those in full light as often as without it.
 
     Args:
         face: (48, 48) float32 grey, 0 to 255.
