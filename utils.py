@@ -422,6 +422,7 @@ class FaceDetector:
 
     HAAR_SIDE = 0.96  # of FER2013's tile
     SMALLEST, LARGEST = 40, 300  # pixels of a face in the picture that is searched
+    SURE_SIDE, SURE_SCORE = 48, 0.8  # a face of fewer pixels needs a score of as much: gravel has some with 0.72
 
     def __init__(self, model=None, score=0.7):
         path = Path(model or YUNET)
@@ -490,8 +491,8 @@ class FaceDetector:
         faces = []
         for x, y, side, score in boxes / np.array([scale, scale, scale, 1]):
             inside = 0 <= x < width and 0 <= y < height and 1 <= side <= 2 * max(height, width)
-            # Gravel has small faces with a score of 0.72, a person who is as far away has 0.81 or more.
-            if inside and (score >= 0.8 or side * scale >= self.SMALLEST):  # False, too, for what is not finite
+            sure = score >= self.SURE_SCORE or side * scale >= self.SURE_SIDE
+            if inside and sure:  # False, too, for what is not finite
                 faces.append(Face(float(x), float(y), float(side), float(score)))
         return faces
 
