@@ -184,6 +184,20 @@ def test_cache_is_used_until_the_file_changes(tmp_path, files_read):
     assert utils.load_fer2013("train", tmp_path)[1].tolist() == [5]
 
 
+def test_the_cache_alone_can_be_carried_to_another_machine(small_fer2013, tmp_path):
+    """It is compressed, holds the same faces to the bit, and half of it is said to be broken."""
+    expected = utils.load_fer2013("train", small_fer2013)
+    content = (small_fer2013 / "cache" / "train.npz").read_bytes()
+    assert len(content) < expected[0].nbytes
+    (tmp_path / "train.npz").write_bytes(content)
+    for one, other in zip(expected, utils.load_fer2013("train", tmp_path), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [path.name for path in tmp_path.iterdir()] == ["train.npz"]
+    (tmp_path / "train.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(utils.InputError, match="train.npz is broken; copy it again"):
+        utils.load_fer2013("train", tmp_path)
+
+
 @pytest.fixture(scope="module")
 def twins():
     """1,000 images, 40 of them Disgust; a third of them occurs twice, and some twins disagree about the emotion."""
