@@ -39,7 +39,7 @@ data: setup ## download FER2013 and the YuNet face detector (ARGS="--archive som
 predict: setup data/models/tried ## the accuracy on the test set (needs the data), or ARGS="--image me.jpg"
 	@$(PY) scripts/predict.py $(ARGS)
 
-train: setup ## train the CNN from scratch into results/model (needs the data; six hours on two cores; ARGS="--again")
+train: setup ## train the CNN from scratch into results/model (needs the data; ARGS="--iteration vgg")
 	@$(PY) scripts/train.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: ARGS="--allow-root")
@@ -63,7 +63,7 @@ test: setup data/models/tried lint ## run all tests (10 to 25 minutes on two cor
 
 lint: setup ## check the style of notebooks, scripts and tests
 	$(PY) -m ruff check .
-	$(PY) -m ruff format --check utils.py tests tools scripts
+	$(PY) -m ruff format --check utils.py training.py tests tools scripts
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb || \
 	    { echo "error: notebooks/ is kept without outputs: .venv/bin/nbstripout --keep-id notebooks/*.ipynb" >&2; exit 1; }
 

@@ -9,271 +9,150 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
 import shutil
-import time
+from dataclasses import asdict, replace
 
-import cv2
 import numpy as np
 
+import training
 import utils
-from scripts import train
+from training import keras, layers
 
-with utils.quiet_tensorflow():
-    import keras
-    from keras import layers
-
-INPUT_SIDE = 96  # pixels; the smallest side for which Keras has ImageNet's weights
+INPUT_SIDE = 96  # pixels of the enlarged face, both sides; Keras has weights for 96, 128, 160, 192 and 224
 
 
-def mobilenet_features(x):
-    """MobileNetV2 without its top, on an enlarged face with its grey in three channels (arXiv:1801.04381)."""
-    # Not layers.Resizing: its `training` is True by default, which becomes that of the layers after it, norms included.
-    x = keras.ops.image.resize(x, (INPUT_SIDE, INPUT_SIDE))
-    x = layers.Concatenate(name="three_channels")([x, x, x])
-    network = keras.applications.MobileNetV2(input_tensor=x, include_top=False, weights=None)
-    for layer in network.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            layer.momentum = 0.99  # Keras' 0.999 here averages over more steps than some stages have
-    return network.output
+def build_model(weights=None):
+    """Build MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) for grey faces, with the head of our own network.
 
+    Args:
+        weights: imagenet to download them, a .weights.h5 file of MobileNetV2 without its top, or None for random ones.
 
-train.ARCHITECTURES["mobilenet_v2"] = mobilenet_features
-
-
-def pretrained_network(weights):
-    """Return Keras' MobileNetV2 with the weights of ImageNet: downloaded, or from a file.
+    Returns:
+        keras.Model: (n, 48, 48, 1) float32 raw grey, 0 to 255, to (n, 7) softmax in the order of utils.EMOTIONS.
 
     Raises:
         InputError: there is no such file, it holds something else, or the download failed.
     """
-    if weights != "imagenet" and not Path(weights).is_file():
+    if weights not in (None, "imagenet") and not Path(weights).is_file():
         raise utils.InputError(f"no weights at {weights!r}; expected a .weights.h5 file, or imagenet to download them")
-    shape = (INPUT_SIDE, INPUT_SIDE, 3)
+    inputs = keras.Input((utils.SIDE, utils.SIDE, 1), name="face")
+    x = layers.Rescaling(1 / 127.5, offset=-1)(inputs)
+    # Not layers.Resizing: it is in training unless told otherwise, and so would be the batch norms after it.
+    x = keras.ops.image.resize(x, (INPUT_SIDE, INPUT_SIDE))
+    x = layers.Concatenate(name="three_channels")([x, x, x])
     try:
-        return keras.applications.MobileNetV2(input_shape=shape, include_top=False, weights=weights)
+        network = keras.applications.MobileNetV2(input_tensor=x, include_top=False, weights=weights)
     except Exception as error:  # Keras raises a bare Exception for a failed download
         reason = str(error).split("\n")[0]
         what = "could not download" if weights == "imagenet" else f"{weights} does not hold"
         raise utils.InputError(
             f"{what} MobileNetV2's weights without its top ({reason}); give --weights such a .weights.h5 file"
         ) from None
+    for layer in network.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.99  # Keras' 0.999 here averages over more steps than the first stage has
+    x = layers.GlobalAveragePooling2D(keepdims=True)(network.output)
+    x = layers.Dropout(0.2)(x)
+    x = layers.Conv2D(len(utils.EMOTIONS), 1, dtype="float32", name="emotion")(x)
+    x = layers.GlobalAveragePooling2D(dtype="float32")(x)
+    return keras.Model(inputs, layers.Softmax(dtype="float32")(x), name="pre_trained_model")
 
 
-def norms_of(model):
-    """Return the batch norms of a model, from the input on."""
-    return [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
-
-
-def give_statistics(model, faces, batch_size=64):
-    """Set mean and variance of all batch norms to those of `faces`, and their gamma and beta so that nothing changes.
+def give_statistics(model, faces):
+    """Set mean and variance of all batch norms to those of faces, and their gamma and beta so that nothing changes.
 
     Args:
-        model: from `train.build_model`.
-        faces: (n, side, side, 1) float32, 0 to 255, some hundred of them.
+        model: from `build_model`.
+        faces: (n, 48, 48, 1) float32, 0 to 255; a hundred do.
     """
-    norms = norms_of(model)
-    inputs = keras.Model(model.input, [norm.input for norm in norms])
-    means, squares, axes = [0.0] * len(norms), [0.0] * len(norms), (0, 1, 2)
-    for first in range(0, len(faces), batch_size):
-        batch = faces[first : first + batch_size]
-        for place, values in enumerate(inputs(batch, training=False)):
-            moments = [keras.ops.convert_to_numpy(m).astype(np.float64) for m in keras.ops.moments(values, axes)]
-            means[place] += moments[0] * len(batch) / len(faces)
-            squares[place] += (moments[1] + moments[0] ** 2) * len(batch) / len(faces)
-    for norm, mean, square in zip(norms, means, squares, strict=True):
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    inputs = keras.Model(model.input, [norm.input for norm in norms])(faces, training=False)
+    for norm, values in zip(norms, inputs, strict=True):
+        mean, variance = map(
+            keras.ops.convert_to_numpy, keras.ops.moments(keras.ops.cast(values, "float32"), (0, 1, 2))
+        )
         gamma, beta, old_mean, old_variance = norm.get_weights()
-        variance = np.maximum(square - mean**2, 0)
         slope = gamma / np.sqrt(old_variance + norm.epsilon)
-        new = slope * np.sqrt(variance + norm.epsilon), beta + slope * (mean - old_mean), mean, variance
-        norm.set_weights([value.astype(np.float32) for value in new])
+        norm.set_weights([slope * np.sqrt(variance + norm.epsilon), beta + slope * (mean - old_mean), mean, variance])
 
 
-def starting_network(weights, faces, statistics=True):
-    """Return the pre-trained network with a new head, to train at the side of the training's faces.
-
-    Args:
-        weights: see `pretrained_network`.
-        faces: (n, 48, 48) uint8, for `give_statistics`.
-        statistics: whether the batch norms get them.
-    """
-    model = train.build_model("mobilenet_v2", side=train.VIEW, name="pre_trained_model")
-    train.grow(model, pretrained_network(weights))
-    if statistics:
-        give_statistics(model, train.look(faces))
-    return model
-
-
-COMMON = train.BASE | {
-    "architecture": "mobilenet_v2", "augmentation": True, "noise": 0.3, "sharp": True, "first_side": train.VIEW,
-    "optimizer": "adam", "weight_decay": 0.05, "precision": "float32",
-}  # fmt: skip
+BASE = training.Recipe(
+    architecture=f"mobilenet_v2 at {INPUT_SIDE} pixels", small_share=0.0, augmented=True, camera=0.3,
+    optimizer="adamw", learning_rate=1e-3, weight_decay=0.05,
+)  # fmt: skip
 STAGES = {
-    "head": (
-        {"start": "imagenet", "epochs": 2, "learning_rate": 3e-3, "frozen": "emotion"},
-        "The features of objects as they are, and a linear layer on them.",
-    ),
-    "top": (
-        {"start": "head", "epochs": 2, "learning_rate": 1e-3, "frozen": "block_13_expand"},
-        "The last four of seventeen blocks, three quarters of the parameters, are trained too.",
-    ),
-    "all": (
-        {
-            "start": "top", "epochs": 14, "learning_rate": 1e-3, "label_smoothing": 0.05, "erasing": 0.25,
-            "ema": 0.999, "strong_share": 0.8, "clean_norms": True,
-        },
-        "All is trained, with erasing, smoothed labels and a moving average of the weights, as in 03; in the end the "
-        "batch norms get the statistics of faces as they are.",
-    ),
-    "taught": (
-        {
-            "start": "all", "epochs": 16, "cycles": 2, "learning_rate": 1e-3, "teacher": 0.6,
-            "taught_by": "my_own_model.pkl", "erasing": 0.25, "mixup": 0.2, "ema": 0.999, "strong_share": 0.7,
-            "clean_norms": True,
-        },
-        "Many labels are doubtful. The targets are blended with what our own CNN, which reads faces better, says of "
-        "each face; in two cycles of the learning rate, whose ends are averaged, as in 03.",
-    ),
-}  # fmt: skip
-
-
-def write_start(run, arguments, weights, faces, seed):
-    """Make the folder of a run, as `train.finish_run` leaves it, from which the first stage starts."""
-    if (run / "finished").is_file():
-        train.start_run(run, arguments)  # which checks that they are the same
-        return
-    keras.utils.set_random_seed(seed)
-    network = starting_network(weights, faces[:: max(1, len(faces) // 512)])
-    train.start_run(run, arguments)  # not before the weights were there
-    network.save_weights(run / "best.weights.h5")
-    (run / "finished").write_text(keras.backend.backend())
-
-
-NORMS = {
-    "averages of the file, kept": (False, False),
-    "averages of the file, trained on": (False, True),
-    "statistics of faces, kept": (True, False),
-    "statistics of faces, trained on": (True, True),
+    "head": replace(BASE, epochs=2, learning_rate=3e-3),
+    "all": replace(BASE, epochs=14, erasing=0.25, smoothing=0.05, average=0.999),
+    "taught": replace(BASE, epochs=16, erasing=0.25, mixup=0.2, average=0.999),
+}
+QUESTIONS = {
+    "head": "What are the features of objects worth for faces? Only the new layers are trained.",
+    "all": "What is gained when the features are trained too?",
+    "taught": "Many labels are doubtful. Does a teacher help, the network of 03?",
 }
 
 
-def compare_norms(weights, faces, held_out, seed, epochs=2, count=3000):
-    """Train all of the network for some epochs on some faces, with its batch norms treated in four ways.
+def blend(teacher, images, labels):
+    """Return labels blended 4 to 6 with what a network says of the faces and of their mirror images.
 
-    Returns:
-        The accuracy on the validation faces for each of NORMS.
+    These are (n, 7) float32, of (n,) int labels and (n, 48, 48) uint8 images; the network is one of this project.
     """
-    images, labels = faces[0][:count], faces[1][:count]
-    accuracies = {}
-    for name, (statistics, trained) in NORMS.items():
-        keras.utils.set_random_seed(seed)
-        model = starting_network(weights, images[:512], statistics)
-        for norm in norms_of(model):
-            norm.trainable = trained
-        batches = train.FaceBatches(images, labels, train.VIEW, min(64, len(images)), seed)
-        train.compile_model(model, len(batches), epochs, epochs, 1e-3, 0.05, 0.0, 0.0, "adam")
-        model.fit(batches, epochs=epochs, shuffle=False, verbose=0)
-        if trained:
-            train.recalibrate(model, train.look(images))  # after so few steps their averages lag behind
-        said = model.predict(train.look(held_out[0]), batch_size=256, verbose=0)
-        accuracies[name] = train.scores(said, held_out[1])[0]
-        print(
-            f"batch norms with the {name}: {accuracies[name]:.1%} after {epochs} epochs of {len(images)} faces",
-            flush=True,
-        )
-    return accuracies
+    said = (training.predict(teacher, images) + training.predict(teacher, images[:, :, ::-1])) / 2
+    return 0.4 * keras.utils.to_categorical(labels, len(utils.EMOTIONS)) + 0.6 * said
 
 
 WHY = """\
 - MobileNetV2 as Keras has it, without its top: 17 blocks of 1x1 convolutions and depthwise 3x3 convolutions.
-- The middle 44x44 of a face's 48x48 pixels are enlarged to 96x96, inside the model: the first layers of MobileNetV2
-  halve the resolution twice, and on 44 pixels the last maps would be 2x2.
+- The face is enlarged inside the model: MobileNetV2 halves the resolution five times, and of 48 pixels 2 would be left.
 - The grey is given as red, green and blue, since the first convolution knows colours only.
 - The head is that of our own CNN: a mean over the map, dropout, and one weight per feature and emotion.
+- No layer is there that OpenCV's dnn cannot run exactly: the live stream starts without TensorFlow.
 - The logits are divided by a temperature that was found on the validation faces."""
 
 
-def architecture_text(model, rows, norms):
-    """Return the text of pre_trained_model_architecture.txt: why, the stages, the batch norms, and the layers."""
-    lines = ["WHY THIS ARCHITECTURE", "", WHY, "", "THE STAGES", ""]
-    before = None
+def plot_stages(rows, logs):
+    """Return a matplotlib figure of the stages, one after another, from their rows and logs; see training.read_log."""
+    joined = {name: sum((log[name] for log in logs), []) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+    joined["epoch"] = list(range(1, len(joined["loss"]) + 1))
+    spans, last = {}, 0
+    for row, log in zip(rows, logs, strict=True):
+        before, last = last, last + len(log["loss"])
+        spans[f"stage {row['stage']}"] = before, last
+    figure = training.plot_learning_curves(joined, before + int(row["best_epoch"]), spans)
+    figure.suptitle("Each stage goes on from the best weights of the one before")
+    return figure
+
+
+def save_results(folder, run, model, rows):
+    """Save what the stages in the folder `run` gave in the folder of the results; the table last, when all is there."""
+    utils.save_model(model, folder / utils.PRE_TRAINED_MODEL.name)
+    with utils.replacing(folder / "pre_trained_model.json") as path:
+        path.write_text(json.dumps(rows[-1], indent=2) + "\n")
+    with utils.replacing(folder / "pre_trained_model_architecture.txt") as path:
+        told = "THE STAGES", "Each goes on from the best weights of the one before, the first from those of ImageNet."
+        path.write_text(training.architecture_text(WHY, *told, rows, BASE, QUESTIONS, model), encoding="utf-8")
     for row in rows:
-        lines += [f"{row['stage']}: {STAGES[row['stage']][1]}", *train.describe_row(row, before), ""]
-        before = float(row["validation_accuracy"])
-    lines += [
-        "THE BATCH NORMS",
-        "",
-        "Accuracy on the validation faces after two epochs of 3,000 faces, all layers trained:",
-    ]
-    lines += [f"    {accuracy:.1%} with the {name}" for name, accuracy in norms.items()]
-    lines += ["", "THE LAYERS", ""]
-    model.summary(line_length=80, print_fn=lines.append)
-    return "\n".join(lines)
-
-
-def milliseconds_a_face(path, faces):
-    """Return the median milliseconds that OpenCV takes for one of (n, 48, 48) uint8 faces, on one core."""
-    net, threads, times = utils.EmotionNet(path), cv2.getNumThreads(), []
-    cv2.setNumThreads(1)
-    for face in faces:
-        start = time.perf_counter()
-        net.predict(face[None])
-        times.append(1000 * (time.perf_counter() - start))
-    cv2.setNumThreads(threads)
-    return round(float(np.median(times)), 1)
-
-
-def describe_model(path, held_out):
-    """Return what a saved model costs and knows, and its probabilities for the validation faces, (n, 7) float32."""
-    model = utils.load_model(path)
-    probabilities = model.predict(held_out[0][..., None].astype(np.float32), batch_size=256, verbose=0)
-    accuracy, cross_entropy = train.scores(probabilities, held_out[1])
-    return {
-        "validation_accuracy": accuracy,
-        "validation_cross_entropy": cross_entropy,
-        "parameters": model.count_params(),
-        "megabytes": round(path.with_suffix(".tflite").stat().st_size / 1e6, 1),
-        "milliseconds_a_face": milliseconds_a_face(path.with_suffix(".tflite"), held_out[0][:100]),
-    }, probabilities
-
-
-def beside_our_own(path, held_out):
-    """Return what `describe_model` says of this model, of our own and, of what it applies to, their average."""
-    pre_trained, first = describe_model(path, held_out)
-    our_own, second = describe_model(utils.MODEL, held_out)
-    average = (first + second) / 2
-    costs = ("parameters", "megabytes", "milliseconds_a_face")
-    accuracy, cross_entropy = train.scores(average, held_out[1])
-    both = {"validation_accuracy": accuracy, "validation_cross_entropy": cross_entropy}
-    both |= {name: round(pre_trained[name] + our_own[name], 1) for name in costs}
-    return {"pre-trained": pre_trained, "our own": our_own, "average of both": both}, (first, second, average)
+        with utils.replacing(folder / "logs" / f"pre_trained_{row['stage']}.csv") as path:
+            shutil.copy(run / row["stage"] / "log.csv", path)
+    logs = [training.read_log(run / row["stage"] / "log.csv") for row in rows]
+    training.save_plot(folder / "pre_trained_learning_curves.png", plot_stages, rows, logs)
+    training.write_rows(folder / "pre_trained_stages.csv", rows)
 
 
 def parse_args(argv=None):
     """Parse the command line, `sys.argv[1:]` unless `argv` is given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--weights",
-        type=str,
-        default="imagenet",
-        help="imagenet, to download them, or a .weights.h5 file of MobileNetV2 without its top (default: %(default)s)",
+        "--weights", type=str, default="imagenet", help="imagenet, or a .weights.h5 file (default: %(default)s)"
     )
     parser.add_argument(
-        "--epochs",
-        type=int,
-        default=0,
-        help="passes over the images in the last two stages; 0 for the recipe's own number (default: %(default)s)",
+        "--epochs", type=int, default=0, help="of the last two stages; 0 for the recipes' own (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=128, help="images per step (default: %(default)s)")
     parser.add_argument(
-        "--patience",
-        type=int,
-        default=20,
-        help="epochs without a better validation loss after which a stage stops (default: %(default)s)",
+        "--patience", type=int, default=20, help="epochs without a better loss until it stops (default: %(default)s)"
     )
     parser.add_argument(
-        "--validation-fraction",
-        type=float,
-        default=0.1,
-        help="share of the training images that is held out (default: %(default)s)",
+        "--precision", type=str, default="", help="float32 or mixed_bfloat16 in training; empty for the faster here"
     )
     parser.add_argument(
         "--limit", type=int, default=0, help="use this many training images only; 0 for all (default: %(default)s)"
@@ -292,10 +171,7 @@ def parse_args(argv=None):
         "--run", type=str, default="", help="folder for checkpoints and logs; empty for runs/pre_trained"
     )
     parser.add_argument(
-        "--output",
-        type=str,
-        default="",
-        help="folder for the results; empty for results/model, whose files are replaced",
+        "--output", type=str, default="", help="folder for results; empty for results/model, whose files are replaced"
     )
     return parser.parse_args(argv)
 
@@ -305,7 +181,7 @@ def main(
     epochs: int,
     batch_size: int,
     patience: int,
-    validation_fraction: float,
+    precision: str,
     limit: int,
     seed: int,
     again: bool,
@@ -313,69 +189,57 @@ def main(
     run: str,
     output: str,
 ):
-    train.check_arguments(epochs, batch_size, patience, validation_fraction, limit, seed)
-    keras.utils.set_random_seed(seed)
-    parts = train.load_parts(data, limit, validation_fraction, seed)
-
+    training.check_arguments(epochs, batch_size, patience, limit, seed, precision)
     folder = Path(output) if output else utils.MODEL.parent
-    table = folder / "pre_trained_stages.csv"
-    rows = train.read_rows(table)
-    given = {
-        "batch_size": batch_size, "patience": patience, "validation_fraction": validation_fraction, "limit": limit,
-        "seed": seed,
-    }  # fmt: skip
-    stages, before = {}, COMMON | given | {"weights": Path(weights).name}
-    for stage, (changes, _) in STAGES.items():
-        stages[stage] = COMMON | changes | given | ({"epochs": epochs} if epochs and not changes.get("frozen") else {})
-    recorded = not again and all(train.is_recorded(rows, {"stage": stage} | stages[stage]) for stage in stages)
     run_folder = Path(run) if run else utils.RUNS / "pre_trained"
+    recipes = STAGES | {stage: replace(STAGES[stage], epochs=epochs) for stage in ("all", "taught") if epochs}
+    given = {"batch_size": batch_size, "patience": patience, "limit": limit, "seed": seed}
+    arguments = {stage: {"stage": stage} | asdict(recipe) | given for stage, recipe in recipes.items()}
+    table = training.read_rows(folder / "pre_trained_stages.csv")
+    asked = [{"stage": stage, "epochs": recipe.epochs} | given for stage, recipe in recipes.items()]
+    recorded = not again and all(training.is_recorded(table, wanted) for wanted in asked)
     if recorded:
-        start = json.loads((folder / "pre_trained_model.json").read_text())["weights"]
-        print(f"{utils.show_path(folder)} holds these stages, from {start}; --again trains them anew")
-    elif keras.backend.backend() != "tensorflow":
-        raise utils.InputError("only the TensorFlow backend can save the model: unset KERAS_BACKEND")
-    else:
-        if again and (run_folder / list(stages)[-1] / "finished").is_file():
-            shutil.rmtree(run_folder)
-        write_start(run_folder / "imagenet", before, weights, parts[0][0], seed)
-        file = run_folder / "norms.json"
-        if not file.is_file():
-            compared = compare_norms(weights, *parts, seed)
-            with utils.replacing(file) as path:
-                path.write_text(json.dumps(compared))
-        for stage, arguments in stages.items():
-            print(f"stage {stage}", flush=True)
-            train.finish_run(run_folder / stage, arguments, *parts, before)
-            before = arguments
+        print(f"{utils.show_path(folder)} holds these stages; --again trains them anew")
+    arguments = {stage: wanted | {"weights": Path(weights).name} for stage, wanted in arguments.items()}
 
     if not recorded:
-        past, rows = [], []
-        for stage, arguments in stages.items():
-            keras.utils.clear_session()  # so that the layers are numbered from one again
-            network, figures, _ = train.measure_run(run_folder / stage, arguments, *parts, past, "pre_trained_model")
-            past.append(train.read_log(run_folder / stage / "log.csv"))
-            rows.append({"stage": stage, **figures, **arguments})
-            with utils.replacing(folder / "logs" / f"pre_trained_{stage}.csv") as path:
-                path.write_text((run_folder / stage / "log.csv").read_text())
+        teacher = utils.load_model()  # now, so that a missing one is not told hours later
+        faces, held_out = training.load_parts(data, limit, seed)
+        if again and (run_folder / "taught" / "finished").is_file():
+            shutil.rmtree(run_folder)
+        is_begun = (run_folder / "head" / "finished").is_file()
+        keras.utils.set_random_seed(seed)
+        keras.config.set_dtype_policy(precision or training.fast_precision())
+        network = build_model(None if is_begun else weights)
+        keras.config.set_dtype_policy("float32")
+        if not is_begun:
+            give_statistics(network, training.plain_faces(faces[0][:128]))
+        stage_folder = None
+        for stage, recipe in recipes.items():
+            before, stage_folder = stage_folder, run_folder / stage
+            training.start_run(stage_folder, arguments[stage])
+            if not (stage_folder / "finished").is_file():
+                print(f"stage {stage}", flush=True)
+                labels = blend(teacher, *faces) if stage == "taught" else faces[1]
+                if before:
+                    training.load_weights(network, before)
+                for layer in network.layers:
+                    layer.trainable = stage != "head" or layer.name == "emotion"
+                training.train(stage_folder, network, recipe, (faces[0], labels), held_out, batch_size, seed, patience)
+                (stage_folder / "finished").write_text(keras.backend.backend())
+
+    if not recorded and keras.backend.backend() != "tensorflow":
+        print(f"{utils.show_path(run_folder)} is trained; the same command with TensorFlow saves the model for OpenCV")
+    elif not recorded:
+        keras.utils.clear_session()  # so that the layers are numbered from one
+        model, rows = build_model(), []
+        for stage, recipe in recipes.items():
+            figures = training.finish(model, run_folder / stage, recipe, faces, held_out)
+            figures["backend"] = (run_folder / stage / "finished").read_text()
+            rows.append({"stage": stage} | figures | arguments[stage])
         print(json.dumps(figures, indent=2))
-        model_file = folder / utils.PRE_TRAINED_MODEL.name
-        utils.save_model(network, model_file)
-        norms, beside = json.loads((run_folder / "norms.json").read_text()), beside_our_own(model_file, parts[1])[0]
-        report = {
-            **figures, "norms": norms, "beside": beside, "keras": keras.__version__, "weights": Path(weights).name,
-            "arguments": arguments,
-        }  # fmt: skip
-        with utils.replacing(model_file.with_suffix(".json")) as path:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-        train.write_rows(table, rows)
-    report = json.loads((folder / "pre_trained_model.json").read_text())
-    keras.utils.clear_session()
-    text = architecture_text(
-        train.build_model("mobilenet_v2", name="pre_trained_model"), train.read_rows(table), report["norms"]
-    )
-    with utils.replacing(folder / "pre_trained_model_architecture.txt") as path:
-        path.write_text(text + "\n", encoding="utf-8")
-    print(f"the results are in {utils.show_path(folder)}")
+        save_results(folder, run_folder, model, rows)
+        print(f"the results are in {utils.show_path(folder)}")
 
 
 if __name__ == "__main__":

@@ -234,3 +234,14 @@ def test_nbstripout_keeps_the_name_of_the_script_and_the_tags(tmp_path):
     notebook = write_notebook(tmp_path / "demo.ipynb", DEMO)
     run("-m", "nbstripout", "--keep-id", notebook, check=True)
     assert "demo.py" in export(tmp_path / "scripts", notebook)
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_cell_script_or_notebook_grows_too_long_to_read(notebook):
+    """The laws of the README: 80 lines an exported cell, 400 a script, 700 lines of code a notebook."""
+    nb = nbformat.read(notebook, as_version=4)
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    assert sum(len(cell.source.splitlines()) for cell in code) <= 700
+    assert max(len(cell.source.splitlines()) for cell in code if cell.metadata.get("tags")) <= 80
+    if "export" in nb.metadata:
+        assert len((ROOT / "scripts" / nb.metadata.export).read_text().splitlines()) <= 400

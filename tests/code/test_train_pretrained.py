@@ -1,14 +1,32 @@
 """`python scripts/train_pretrained.py`, as a user runs it, from a file of weights that were never trained."""
 
 import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 import utils
 from tests.conftest import assert_one_clear_line, load_script
+
+STAGES = ["head", "all", "taught"]
+
+# A graph of 160 layers is made more slowly than some of its batches are computed without one.
+STARTUP = """\
+import os, sys
+import tensorflow
+tensorflow.config.run_functions_eagerly(True)
+opened = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+def note(event, arguments):
+    if event == "open":
+        os.write(opened, f"{arguments[0]}\\n".encode())
+sys.addaudithook(note)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -34,133 +52,187 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_two_batches_go_through_all_stages(run_script, weights, small_fer2013, tmp_path):
-    """Its model is one that the other scripts run; train.csv is enough for it; a second call trains nothing."""
-    data = tmp_path / "data"
-    data.mkdir()
-    (data / "train.csv").write_bytes((small_fer2013 / "train.csv").read_bytes())
+@pytest.fixture(scope="module")
+def project(build_small_model, tmp_path_factory):
+    """A copy of the code, with a small teacher in a results folder whose other files are broken."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("utils.py", "training.py", "scripts/train_pretrained.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(utils.ROOT / name, folder / name)
+    results = folder / "results" / "model"
+    results.mkdir(parents=True)
+    for name in ("iterations.csv", "pre_trained_stages.csv", "pre_trained_model.pkl", "my_own_model.json"):
+        (results / name).write_text("broken\n")
+    (results / "my_own_model.pkl").write_bytes(pickle.dumps(build_small_model()))
+    (folder / "sitecustomize.py").write_text(STARTUP)
+    return folder
+
+
+def start(project, arguments):
+    """Start the script of a project, with the graph's tracing off and a note of every file that is opened."""
+    paths = {"PYTHONPATH": str(project), "OPENED": str(project / "opened.txt"), "MPLBACKEND": "agg"}
+    return subprocess.Popen(
+        [sys.executable, project / "scripts" / "train_pretrained.py", *map(str, arguments)],
+        cwd=project,
+        env=os.environ | paths | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture(scope="module")
+def small_run(small_fer2013, weights, tmp_path_factory):
+    """The folder and the arguments of a run of two batches an epoch, from a data folder with train.csv alone."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "data").mkdir()
+    (folder / "data" / "train.csv").write_bytes((small_fer2013 / "train.csv").read_bytes())
     for name in ("icml_face_data.csv", "test.csv"):
-        (data / name).write_text("broken\n")
-    # A graph of 160 layers is made more slowly than two of its batches are computed without one.
-    (tmp_path / "sitecustomize.py").write_text("import tensorflow\ntensorflow.config.run_functions_eagerly(True)\n")
-    folders = ["--data", data, "--run", tmp_path / "run", "--output", tmp_path / "model"]
-    small = ["--weights", weights, "--limit", 70, "--batch-size", 32, "--epochs", 2]
-    eager = {"PYTHONPATH": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    process = run_script("train_pretrained.py", *small, *folders, timeout=400, **eager)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("batch norms with the") == 4 and process.stdout.count("min left") == 4 * 2
-    results = tmp_path / "model"
+        (folder / "data" / name).write_text("broken\n")
+    folders = ["--data", folder / "data", "--run", folder / "run", "--output", folder / "model"]
+    small = ["--limit", 40, "--batch-size", 16, "--epochs", 1, "--precision", "float32"]
+    return folder, ["--weights", weights, *small, *folders]
+
+
+@pytest.fixture(scope="module")
+def trained(project, small_run):
+    """The folder of a run that was killed after an epoch and started again, and what the second start printed."""
+    folder, arguments = small_run
+    process = start(project, arguments)
+    assert any(line.startswith("epoch 1:") for line in process.stdout), process.stderr.read()
+    process.kill()
+    process.communicate()
+    process = start(project, arguments)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return folder, printed
+
+
+def test_a_killed_run_goes_on_where_it_was(trained):
+    folder, printed = trained
+    assert "epoch 1:" not in printed[: printed.index("stage all")]
+    for stage, epochs in zip(STAGES, ([1, 2], [1], [1]), strict=True):
+        assert list(pd.read_csv(folder / "run" / stage / "log.csv")["epoch"]) == epochs
+
+
+def test_it_opens_nothing_in_results_but_the_teacher(trained, project):
+    """Of 03 it needs the model that ships, and of itself nothing that an earlier run left."""
+    opened = set((project / "opened.txt").read_text().split("\n"))
+    results = {path for path in opened if path.startswith(f"{project / 'results'}{os.sep}")}
+    assert results == {str(project / "results" / "model" / "my_own_model.pkl")}
+
+
+def test_its_results_are_of_the_last_stage(trained):
+    results = trained[0] / "model"
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
         "pre_trained_model.pkl", "pre_trained_model.tflite", "pre_trained_model.json",
-        "pre_trained_model_architecture.txt", "pre_trained_stages.csv",
-        *(f"logs/pre_trained_{stage}.csv" for stage in ("head", "top", "all", "taught")),
+        "pre_trained_model_architecture.txt", "pre_trained_learning_curves.png", "pre_trained_stages.csv",
+        *(f"logs/pre_trained_{stage}.csv" for stage in STAGES),
     }  # fmt: skip
     report = json.loads((results / "pre_trained_model.json").read_text())
     stages = pd.read_csv(results / "pre_trained_stages.csv").set_index("stage")
-    assert list(stages.index) == ["head", "top", "all", "taught"]
+    assert list(stages.index) == STAGES
+    assert report["stage"] == "taught" and report["weights"] == "some.weights.h5"
     assert stages.loc["taught", "validation_accuracy"] == report["validation_accuracy"]
-    assert set(report["beside"]) == {"our own", "pre-trained", "average of both"} and len(report["norms"]) == 4
     text = (results / "pre_trained_model_architecture.txt").read_text(encoding="utf-8")
-    assert "block_13_expand" in text and f"{report['validation_accuracy']:.1%}" in text
+    order = [text.index(part) for part in ("WHY", "\nhead: ", "\nall: ", "\ntaught: ", "block_13_expand")]
+    assert order == sorted(order) and f"{report['validation_accuracy']:.1%}" in text
 
-    images, labels = (part[:70] for part in utils.load_fer2013("train", data))
-    seen = images[utils.split_validation(images, labels, 0.1, 0)[0]][..., None] * 1.0
-    teacher = utils.load_model(utils.MODEL)
-    said = (teacher.predict(seen, verbose=0) + teacher.predict(seen[:, :, ::-1], verbose=0)) / 2
-    assert np.load(tmp_path / "run" / "taught" / "said.npy") == pytest.approx(said, abs=1e-4)
 
-    faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
-    model = utils.load_model(results / "pre_trained_model.pkl")
+def test_its_model_is_one_that_the_other_scripts_run(trained):
+    """Through the same two functions, in Keras and in OpenCV."""
+    file = trained[0] / "model" / "pre_trained_model.pkl"
+    faces = np.random.default_rng(1).integers(0, 256, (3, 48, 48)).astype(np.uint8)
+    model = utils.load_model(file)
+    expected = model(faces[..., None].astype(np.float32)).numpy()
     assert model.name == "pre_trained_model"
-    expected = model.predict(faces[..., None] * 1.0, verbose=0)
-    net = utils.EmotionNet(results / "pre_trained_model.tflite")
-    assert net.predict(faces) == pytest.approx(expected, abs=1e-4)
+    assert utils.EmotionNet(file.with_suffix(".tflite")).predict(faces) == pytest.approx(expected, abs=1e-4)
 
-    again = run_script("train_pretrained.py", *small, *folders)
-    assert again.returncode == 0 and "holds these stages" in again.stdout and "min left" not in again.stdout
+
+def test_the_head_alone_learns_first(trained, weights, pretrained_module):
+    """Then all layers do, their batch norms included."""
+    model = pretrained_module.build_model(weights)
+    kernel, norm, head = (model.get_layer(name) for name in ("Conv1", "bn_Conv1", "emotion"))
+    given = kernel.get_weights()[0]
+    of_stage = {}
+    for stage in STAGES:
+        pretrained_module.training.load_weights(model, trained[0] / "run" / stage)
+        of_stage[stage] = kernel.get_weights()[0], norm.get_weights()[2], head.get_weights()[0]
+    assert (of_stage["head"][0] == given).all()
+    for before, after in (("head", "all"), ("all", "taught")):
+        assert all((old != new).any() for old, new in zip(of_stage[before], of_stage[after], strict=True))
+    pretrained_module.training.load_weights(model, trained[0] / "run" / "head")
+    norms = [layer for layer in model.layers if layer.name.endswith("BN")]
+    assert all(np.ptp(layer.get_weights()[3]) > 0 for layer in norms)  # they have the statistics of faces
+
+
+def test_a_recorded_run_is_not_repeated(trained, small_run, pretrained_module, capsys):
+    pretrained_module.main(**vars(pretrained_module.parse_args(list(map(str, small_run[1])))))
+    printed = capsys.readouterr().out
+    assert "holds these stages" in printed and "min left" not in printed
 
 
 def test_statistics_change_nothing_that_the_network_says(pretrained_module, weights):
     """Nor does it matter afterwards whether the batch norms use those of the faces or their averages."""
-    faces = np.random.default_rng(0).integers(0, 256, (48, 48, 48)).astype(np.uint8)
-    views = pretrained_module.train.look(faces)
-    before = pretrained_module.starting_network(weights, faces, statistics=False)
-    after = pretrained_module.starting_network(weights, faces)
-    after.get_layer("emotion").set_weights(before.get_layer("emotion").get_weights())
-    expected = before(views, training=False).numpy()
-    assert after(views, training=False).numpy() == pytest.approx(expected, abs=1e-3)
-    assert after(views).numpy() == pytest.approx(expected, abs=1e-3)  # and it is not in training unless told so
-    assert np.abs(before(views, training=True).numpy() - expected).max() > 0.01
-    after.get_layer(index=[layer.name.startswith("dropout") for layer in after.layers].index(True)).rate = 0.0
-    assert after(views, training=True).numpy() == pytest.approx(expected, abs=1e-2)
-
-
-def test_frozen_layers_stay_as_they_are(pretrained_module):
-    """With them their batch norms, whose averages do not move either."""
     import keras
 
-    train = pretrained_module.train
     keras.utils.set_random_seed(0)
-    model = train.build_model("residual", side=44)
-    train.freeze(model, "block4a_convolution")
-    before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
-    model.compile(keras.optimizers.SGD(0.1), "categorical_crossentropy")
-    faces = np.random.default_rng(0).integers(0, 256, (8, 44, 44, 1)).astype(np.float32)
-    model.train_on_batch(faces, np.eye(7)[np.arange(8) % 7])
-    changed = {
-        name
-        for name, weights in before.items()
-        if any((a != b).any() for a, b in zip(weights, model.get_layer(name).get_weights(), strict=True))
-    }
-    names = list(before)
-    assert changed == set(names[names.index("block4a_convolution") :])
+    faces = np.random.default_rng(0).integers(0, 256, (32, 48, 48, 1)).astype(np.float32)
+    model = pretrained_module.build_model(weights)
+    next(layer for layer in model.layers if isinstance(layer, keras.layers.Dropout)).rate = 0.0
+    head = model.get_layer("emotion")
+    head.set_weights([10 * head.get_weights()[0], head.get_weights()[1]])  # so that it says something
+    values = model.get_weights()
+    expected = model(faces, training=False).numpy()
+    assert np.ptp(expected, axis=1).min() > 0.05
+    assert np.abs(model(faces, training=True).numpy() - expected).max() > 0.01  # which also moves the averages
+    model.set_weights(values)
+    pretrained_module.give_statistics(model, faces)
+    assert model(faces, training=False).numpy() == pytest.approx(expected, abs=1e-3)
+    assert model(faces).numpy() == pytest.approx(expected, abs=1e-3)  # it is not in training unless told so
+    assert model(faces, training=True).numpy() == pytest.approx(expected, abs=1e-2)
 
 
-def test_weights_that_are_not_there_are_one_clear_line(run_script, small_fer2013, tmp_path):
+def test_labels_are_blended_with_what_the_teacher_says(pretrained_module, build_small_model):
+    """Of the face and its mirror image: mirrored faces have the same labels."""
+    faces = np.random.default_rng(0).integers(0, 256, (9, 48, 48)).astype(np.uint8)
+    labels, teacher = np.arange(9) % 7, build_small_model()
+    blended = pretrained_module.blend(teacher, faces, labels)
+    assert blended.shape == (9, 7) and blended.sum(axis=1) == pytest.approx(np.ones(9))
+    assert pretrained_module.blend(teacher, faces[:, :, ::-1], labels) == pytest.approx(blended, abs=1e-6)
+    said = (blended - 0.4 * np.eye(7)[labels]) / 0.6
+    both = [teacher.predict(side[..., None].astype(float), verbose=0) for side in (faces, faces[:, :, ::-1])]
+    assert said == pytest.approx(sum(both) / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("name, words", [("none.weights.h5", "no weights at"), ("other.weights.h5", "does not hold")])
+def test_weights_that_are_not_there_are_told(pretrained_module, tmp_path, name, words):
     (tmp_path / "other.weights.h5").write_bytes(b"no weights")
+    with pytest.raises(utils.InputError, match=f"{words}.*weights.h5"):
+        pretrained_module.build_model(str(tmp_path / name))
+
+
+def test_a_failed_download_is_one_clear_line(run_script, small_fer2013, tmp_path):
+    """And it leaves nothing behind that would refuse the next try."""
     no_network = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path / "keras")}
     folders = ["--data", small_fer2013, "--run", tmp_path / "run", "--output", tmp_path / "model"]
-    for value, words in [
-        ("none.weights.h5", ["none.weights.h5", "imagenet"]),
-        ("other.weights.h5", ["other.weights.h5 does not hold", "--weights"]),
-        ("imagenet", ["could not download", "--weights"]),
-    ]:
-        process = run_script("train_pretrained.py", "--weights", value, *folders, **no_network)
-        assert_one_clear_line(process, *words)
-        assert not (tmp_path / "model").exists()
+    process = run_script("train_pretrained.py", *folders, **no_network)
+    assert_one_clear_line(process, "could not download", "--weights")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "model").exists()
 
 
-@pytest.mark.parametrize(
-    "flag, value, word",
-    [
-        ("--epochs", -1, "epochs of 0 or more"),
-        ("--batch-size", 0, "batch_size"),
-        ("--validation-fraction", 1, "between 0 and 1"),
-        ("--seed", -1, "seed -1"),
-        ("--limit", 3, "3 images are too few"),
-    ],
-)
-def test_arguments_that_make_no_sense_are_one_clear_line(run_script, small_fer2013, tmp_path, flag, value, word):
+def test_without_its_teacher_it_says_how_to_make_it(pretrained_module, small_fer2013, tmp_path, monkeypatch):
+    """At once, and not after the first stages."""
+    monkeypatch.setattr(utils, "MODEL", tmp_path / "my_own_model.pkl")
     folders = ["--data", small_fer2013, "--run", tmp_path / "run", "--output", tmp_path / "model"]
-    process = run_script("train_pretrained.py", flag, value, *folders)
-    assert_one_clear_line(process, word)
+    with pytest.raises(utils.InputError, match="my_own_model.pkl.*scripts/train.py"):
+        pretrained_module.main(**vars(pretrained_module.parse_args(list(map(str, folders)))))
+    assert not (tmp_path / "run").exists()
 
 
-def test_the_other_scripts_run_the_pre_trained_model(run_script, small_fer2013, astronaut, tmp_path):
-    model = utils.PRE_TRAINED_MODEL
-    images, labels = utils.load_fer2013("test", small_fer2013)
-    accuracy = np.mean(utils.EmotionNet(model.with_suffix(".tflite")).predict(images).argmax(axis=1) == labels)
-    process = run_script("predict.py", "--model", model, "--data", small_fer2013)
-    assert process.stdout == f"Accuracy on test set: {accuracy:.0%}\n", process.stderr
-    process = run_script(
-        "predict_live_stream.py", "--model", model.with_suffix(".tflite"), "--source", utils.CLIP, "--every", 4
-    )
-    assert process.returncode == 0 and "s : Happy , " in process.stdout, process.stderr
-    cv2.imwrite(str(tmp_path / "smile.png"), astronaut)
-    folders = ["--image", tmp_path / "smile.png", "--output", tmp_path / "hacked"]
-    process = run_script("hack_the_cnn.py", "--model", model, *folders, timeout=300)
-    assert process.returncode == 0, process.stderr
-    hacked = cv2.imread(str(tmp_path / "hacked" / "hacked_image.png"), cv2.IMREAD_UNCHANGED)
-    said = utils.load_model(model).predict(hacked[None, ..., None] * 1.0, verbose=0)[0]
-    assert said[utils.EMOTIONS.index("Sad")] > 0.9
+@pytest.mark.parametrize("flag, value", [("--epochs", -1), ("--batch-size", 0), ("--patience", 0), ("--seed", -1)])
+def test_arguments_that_make_no_sense_are_told(pretrained_module, flag, value):
+    with pytest.raises(utils.InputError, match="expected"):
+        pretrained_module.main(**vars(pretrained_module.parse_args([flag, str(value)])))

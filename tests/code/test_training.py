@@ -1,0 +1,142 @@
+"""What 03 and 04 share: recipes, batches, a run that goes on, calibration and scores."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+import training
+import utils
+
+RECIPE = training.Recipe(epochs=5, augmented=True, mixup=0.2, erasing=0.5, camera=0.5)
+
+
+@pytest.fixture
+def faces():
+    """Twenty faces of noise, (20, 48, 48) uint8, and their labels."""
+    return np.random.default_rng(0).integers(0, 256, (20, 48, 48)).astype(np.uint8), np.arange(20) % 7
+
+
+def small_network(norm=True):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(8, 5, strides=4, use_bias=False)(x)
+    x = keras.layers.BatchNormalization()(x) if norm else x
+    x = keras.layers.GlobalAveragePooling2D(keepdims=True)(keras.layers.ReLU()(x))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(7, 1, name="emotion")(keras.layers.Dropout(0.2)(x)))
+    return keras.Model(inputs, keras.layers.Softmax()(x))
+
+
+def test_a_recipe_sees_small_faces_first_and_is_calm_at_the_end():
+    assert [RECIPE.side(epoch) for epoch in range(5)] == [32, 32, 32, 48, 48]
+    assert [RECIPE.is_calm(epoch) for epoch in range(5)] == [False, False, False, False, True]
+    assert replace(RECIPE, small_share=1.0).side(4) == 48  # the last epoch always sees whole faces
+    assert replace(RECIPE, small_share=0.0).side(0) == 48
+
+
+def test_batches_depend_on_seed_epoch_and_place_alone(faces):
+    """In the last fifth there is no mixup: labels are one-hot. Blended labels come with their own faces."""
+    first, second = (training.FaceBatches(*faces, RECIPE, 8, seed=1) for _ in range(2))
+    assert len(first) == 2
+    second.start_epoch(2)
+    second[0]
+    for epoch in (0, 4):
+        first.start_epoch(epoch)
+        second.start_epoch(epoch)
+        for one, other in zip(first[1], second[1], strict=True):
+            assert (one == other).all() and one.dtype == np.float32
+    images, labels = first[0]
+    assert images.shape == (8, 48, 48, 1) and 0 <= images.min() and images.max() <= 255
+    assert set(np.unique(labels)) == {0, 1}
+    first.start_epoch(0)
+    images, labels = first[0]
+    assert images.shape == (8, 32, 32, 1) and len(np.unique(labels)) > 2
+    assert labels.sum(axis=1) == pytest.approx(np.ones(8), abs=1e-6)
+
+    said = np.random.default_rng(0).dirichlet(np.ones(7), 20).astype(np.float32)
+    numbered = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((1, 48, 48), np.uint8)
+    images, labels = training.FaceBatches(numbered, said, training.Recipe(small_share=0.0), 20, seed=0)[0]
+    assert labels == pytest.approx(said[images[:, 0, 0, 0].astype(int)])
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_augmented_faces_stay_in_the_middle(side):
+    face = np.zeros((48, 48), np.uint8)
+    face[18:30, 18:30] = 255
+    mean = training.augment(np.stack([face] * 400), side, np.random.default_rng(1)).mean(axis=0)[..., 0]
+    mean -= mean.min()
+    for axis in (0, 1):
+        assert (mean.sum(axis=axis) * np.arange(side)).sum() / mean.sum() == pytest.approx((side - 1) / 2, abs=0.4)
+
+
+def test_a_poor_camera_loses_detail_and_keeps_the_light():
+    """A board of fine squares loses most of its contrast in many of the pictures, and its mean in none."""
+    board = (np.indices((48, 48)).sum(axis=0) % 2 * 200 + 20).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    seen = np.stack([training.poor_camera(board, rng) for _ in range(100)])
+    assert seen.shape == (100, 48, 48) and seen.dtype == np.uint8
+    assert np.abs(seen.mean(axis=(1, 2)) - board.mean()).max() < 8
+    assert 0.3 < (seen.std(axis=(1, 2)) < board.std() / 2).mean() < 0.95
+
+
+def test_the_same_seed_trains_the_same_and_early_stopping_counts_from_the_log(faces, tmp_path):
+    """Two runs have the same log. With a learning rate of 0 nothing gets better: patience ends them."""
+    recipe = replace(RECIPE, epochs=6, small_share=0.3, learning_rate=0.0, average=0.9)
+    logs = []
+    for run in ("first", "second"):
+        network = small_network(norm=False)
+        training.start_run(tmp_path / run, {"seed": 3})
+        training.train(tmp_path / run, network, recipe, faces, faces, 4, seed=3, patience=2)
+        logs.append(training.read_log(tmp_path / run / "log.csv"))
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], rel=1e-4)
+    assert len(logs[0]["epoch"]) == 5  # two small ones, which do not count, the best, and two without a better
+    before = (tmp_path / "first" / "log.csv").read_bytes()
+    training.train(tmp_path / "first", small_network(norm=False), recipe, faces, faces, 4, seed=3, patience=2)
+    assert (
+        tmp_path / "first" / "log.csv"
+    ).read_bytes() == before  # which is not forgotten when the run is called again
+
+    with pytest.raises(utils.InputError, match="another seed"):
+        training.start_run(tmp_path / "first", {"seed": 4})
+
+
+def test_the_weights_that_are_kept_are_those_that_were_validated(faces, tmp_path):
+    """They are the averaged ones of the best epoch with whole faces, and `finish` says what they are worth."""
+    recipe = replace(RECIPE, epochs=3, average=0.9, learning_rate=0.2)
+    training.start_run(tmp_path, {})
+    training.train(tmp_path, small_network(), recipe, faces, faces, 4, seed=0, patience=9)
+    log, network = training.read_log(tmp_path / "log.csv"), small_network()
+    training.load_weights(network, tmp_path)
+    said = training.predict(network, faces[0])
+    assert training.scores(said, faces[1])[1] == pytest.approx(log["val_loss"][-1], abs=2e-3)
+    figures = training.finish(network, tmp_path, recipe, faces, faces)
+    assert figures["best_epoch"] == figures["epochs_trained"] == 3
+    calibrated = training.predict(network, faces[0])
+    assert (figures["validation_accuracy"], figures["validation_cross_entropy"]) == training.scores(
+        calibrated, faces[1]
+    )
+
+
+def test_batch_norms_get_the_statistics_of_faces_as_they_are(faces):
+    """After that a network says of these faces what it says of them in training, and no weight has changed."""
+    network, plain = small_network(), training.plain_faces(faces[0])
+    norm = next(layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization))
+    before = [weight.numpy() for weight in network.trainable_weights]
+    training.reset_norms(network, plain, batch_size=7)  # the last batch is smaller
+    assert all((old == new.numpy()).all() for old, new in zip(before, network.trainable_weights, strict=True))
+    inputs = keras.Model(network.input, norm.input).predict(plain, verbose=0)
+    assert norm.moving_mean.numpy() == pytest.approx(inputs.mean(axis=(0, 1, 2)), abs=1e-4)
+    assert norm.momentum == keras.layers.BatchNormalization().momentum
+
+
+def test_the_temperature_is_found():
+    """Labels are drawn from a softmax; one with logits three times as large should be divided by three."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 1.5, (20_000, 7))
+    true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (true.cumsum(axis=1) > rng.random((len(true), 1))).argmax(axis=1)
+    too_sure = true**3 / (true**3).sum(axis=1, keepdims=True)
+    assert training.fit_temperature(too_sure, labels) == pytest.approx(3, rel=0.05)
+    assert utils.calibration_error(true, labels) < 0.02 < 0.1 < utils.calibration_error(too_sure, labels)

@@ -1,0 +1,639 @@
+"""What 03 and 04 share: a recipe, batches of faces, a run that can be stopped and goes on, calibration and scores.
+
+Keras is imported at the top, which takes seconds: what runs without Keras is in utils.py.
+"""
+
+import csv
+import importlib.util
+import json
+import os
+import textwrap
+import time
+import zipfile
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+
+import utils
+
+with utils.quiet_tensorflow():
+    import keras
+    from keras import layers
+
+# -------------------------------------------------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained. A setting is here because two rows of a table differ in it.
+
+    architecture: the name of a network in the notebook that trains it.
+    epochs: passes over the training faces.
+    small_share: share of the epochs, from the first on, that see faces of 32x32 pixels, at half the price.
+    augmented: whether the faces are turned, shifted, scaled, mirrored, and changed in brightness and contrast.
+    mixup: the alpha of mixup (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
+    erasing: probability that a rectangle is painted over (Zhong et al. 2020, arXiv:1708.04896).
+    camera: probability that a face is seen through a poor camera, see `poor_camera`.
+    smoothing: of the labels (Szegedy et al. 2016, arXiv:1512.00567), 0 to 1.
+    average: momentum of the moving average of the weights; 0 for none.
+    optimizer: sgd (Nesterov, momentum 0.9) or adamw.
+    learning_rate: its peak; it rises for two epochs and falls to 0 along a cosine.
+    weight_decay: decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101), of kernels only.
+    """
+
+    architecture: str = "plain"
+    epochs: int = 8
+    small_share: float = 0.6
+    augmented: bool = False
+    mixup: float = 0.0
+    erasing: float = 0.0
+    camera: float = 0.0
+    smoothing: float = 0.0
+    average: float = 0.0
+    optimizer: str = "sgd"
+    learning_rate: float = 0.06
+    weight_decay: float = 0.005
+
+    @property
+    def small_epochs(self):
+        """The number of epochs with small faces; the last epoch always sees whole ones."""
+        return min(round(self.epochs * self.small_share), self.epochs - 1)
+
+    def side(self, epoch):
+        """Pixels of the faces that an epoch sees, both sides."""
+        return SMALL_SIDE if epoch < self.small_epochs else utils.SIDE
+
+    def is_calm(self, epoch):
+        """Whether an epoch is in the last fifth, without mixup and erasing (He et al. 2019, arXiv:1909.09148)."""
+        return epoch >= round(0.8 * self.epochs)
+
+
+SMALL_SIDE = 32
+
+
+def check_arguments(epochs, batch_size, patience, limit, seed, precision):
+    """Refuse arguments of a training that make no sense.
+
+    Raises:
+        InputError: one of them is out of its range.
+    """
+    if epochs < 0 or limit < 0 or batch_size < 1 or patience < 1 or not 0 <= seed < 2**32:
+        raise utils.InputError(
+            f"epochs is {epochs}, limit {limit}, batch_size {batch_size}, patience {patience}, seed {seed}; "
+            "expected batch_size and patience of 1 or more, and the others of 0 or more"
+        )
+    if precision not in ("", "float32", "mixed_bfloat16", "mixed_float16"):
+        raise utils.InputError(f"precision is {precision!r}; expected float32, mixed_bfloat16 or mixed_float16")
+
+
+def load_parts(data, limit, seed, fraction=0.1):
+    """Return the faces to train on and those to validate on, each a pair of (n, 48, 48) uint8 images and (n,) labels.
+
+    Args:
+        data: folder with the training rows; the project's own if empty.
+        limit: number of rows that are used; 0 for all.
+        seed: of the split.
+        fraction: share of the rows that is held out.
+
+    Raises:
+        InputError: there are no training rows, or too few to hold some out.
+    """
+    images, labels = utils.load_fer2013("train", data or None)
+    if limit:
+        images, labels = images[:limit], labels[:limit]
+    parts = utils.split_validation(images, labels, fraction, seed)
+    if not all(len(part) for part in parts):
+        raise utils.InputError(
+            f"{len(images)} images are too few to hold out {fraction:.0%}; expected a hundred or more"
+        )
+    print(f"{len(parts[0])} images to train on, {len(parts[1])} to validate on")
+    return [(images[part], labels[part]) for part in parts]
+
+
+# ------------------------------------------------------------------------------------------------------- batches
+
+
+def plain_faces(images, side=utils.SIDE):
+    """Return (n, 48, 48) uint8 faces as a network takes them: (n, side, side, 1) float32, 0 to 255."""
+    if side != images.shape[1]:
+        images = np.stack([cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA) for face in images])
+    return images[..., None].astype(np.float32)
+
+
+def poor_camera(face, rng):
+    """Return a (48, 48) uint8 face as a poor camera shows it: from afar, out of focus, compressed, or in the dark.
+
+    These are seen through 14 to 35 pixels, blurred by a sigma of 0.5 to 1.5 pixels, compressed to a JPEG quality of 15
+    to 60, or get noise of up to 12 grey values.
+    """
+    kind = rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))
+    if kind == 0:
+        side = int(rng.integers(14, 36))
+        face = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
+        return cv2.resize(face, (utils.SIDE, utils.SIDE), interpolation=cv2.INTER_LINEAR)
+    if kind == 1:
+        return cv2.GaussianBlur(face, (0, 0), rng.uniform(0.5, 1.5))
+    if kind == 2:
+        return utils.compress_face(face, int(rng.integers(15, 61)))
+    return np.clip(face + rng.normal(0, rng.uniform(0, 12), face.shape), 0, 255).astype(np.uint8)
+
+
+def augment(images, side, rng, erasing=0.0, camera=0.0):
+    """Return randomly changed copies of faces.
+
+    Args:
+        images: (n, 48, 48) uint8.
+        side: of the result, in pixels.
+        rng: numpy Generator.
+        erasing, camera: see Recipe.
+
+    Returns:
+        (n, side, side, 1) float32, 0 to 255.
+    """
+    count, centre, zoom = len(images), (utils.SIDE - 1) / 2, side / utils.SIDE
+    angle, scale = np.deg2rad(rng.uniform(-15, 15, count)), rng.uniform(0.85, 1.2, count) * zoom
+    cosine, sine, mirror = np.cos(angle) * scale, np.sin(angle) * scale, rng.choice((-1, 1), count)
+    turn = np.stack([np.stack([cosine * mirror, sine], 1), np.stack([-sine * mirror, cosine], 1)], 1)
+    place = (side - 1) / 2 + rng.uniform(-4, 4, (count, 2)) * zoom - turn.sum(2) * centre
+    matrices = np.concatenate([turn, place[..., None]], 2)
+
+    poor = rng.random(count) < camera
+    faces = np.empty((count, side, side), np.uint8)
+    for i, image in enumerate(images):
+        seen = poor_camera(image, rng) if poor[i] else image
+        cv2.warpAffine(seen, matrices[i], (side, side), faces[i], cv2.INTER_CUBIC, cv2.BORDER_REFLECT)
+
+    def each(low, high):
+        return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
+
+    mean = faces.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
+    light = rng.normal(0, 15, (count, 1, 1)).astype(np.float32)
+    faces = np.clip((faces - mean) * each(0.75, 1.3) + mean + light, 0, 255)
+    for face in (faces[i] for i in np.flatnonzero(rng.random(count) < erasing)):
+        area, ratio = rng.uniform(0.02, 0.2) * side**2, np.exp(rng.uniform(-1, 1))
+        height, width = np.minimum(np.sqrt([area * ratio, area / ratio]), side - 1).astype(int)
+        top, left = rng.integers(0, side - height), rng.integers(0, side - width)
+        face[top : top + height, left : left + width] = rng.uniform(0, 255)
+    return faces[..., None]
+
+
+class FaceBatches(keras.utils.PyDataset):
+    """Batches of faces to train on. Order and changes depend on the seed, the epoch and the batch alone.
+
+    Labels are (n,) int, or (n, 7) float where they are blended with what another network says.
+
+    Each item is a pair: (b, side, side, 1) float32 images from 0 to 255, and (b, 7) float32 labels, one-hot or, with
+    mixup, blended as the images are. An incomplete batch waits for the next epoch's order.
+    """
+
+    def __init__(self, images, labels, recipe, batch_size, seed):
+        super().__init__(workers=max(1, (os.cpu_count() or 1) // 2))  # threads: OpenCV leaves Python's lock
+        self.images, self.recipe, self.batch_size, self.seed = images, recipe, batch_size, seed
+        one_hot = labels if labels.ndim == 2 else keras.utils.to_categorical(labels, len(utils.EMOTIONS))
+        self.labels = one_hot.astype(np.float32)
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch):
+        self.epoch, self.side = epoch, self.recipe.side(epoch)
+        self.strength = 0.0 if self.recipe.is_calm(epoch) else 1.0
+        self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
+
+    def __len__(self):
+        return max(1, len(self.images) // self.batch_size)
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng([self.seed, self.epoch, index])
+        chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        images, labels, recipe = self.images[chosen], self.labels[chosen], self.recipe
+        if recipe.augmented:
+            faces = augment(images, self.side, rng, recipe.erasing * self.strength, recipe.camera)
+        else:
+            faces = plain_faces(images, self.side)
+        if recipe.mixup and self.strength:
+            share = rng.beta(recipe.mixup, recipe.mixup, len(chosen)).astype(np.float32)
+            partner = rng.permutation(len(chosen))
+            labels = share[:, None] * labels + (1 - share[:, None]) * labels[partner]
+            share = share[:, None, None, None]
+            faces = share * faces + (1 - share) * faces[partner]
+        return faces, labels
+
+
+class HeldOut(keras.utils.PyDataset):
+    """The validation faces as they are, in batches, at the side that the training faces have at the moment."""
+
+    def __init__(self, images, labels, batches, batch_size=256):
+        super().__init__()
+        self.batches, self.batch_size = batches, batch_size
+        self.images = {side: plain_faces(images, side) for side in {batches.recipe.side(0), utils.SIDE}}
+        self.labels = keras.utils.to_categorical(labels, len(utils.EMOTIONS))
+
+    def __len__(self):
+        return -(-len(self.labels) // self.batch_size)
+
+    def __getitem__(self, index):
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        return self.images[self.batches.side][part], self.labels[part]
+
+
+# ----------------------------------------------------------------------------------------------------------- run
+
+
+def read_rows(path):
+    """Return the rows of a CSV file as dictionaries of str; none if it is not there."""
+    return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+
+
+def write_rows(path, rows):
+    """Write dictionaries as a CSV file, with a column for every key that one of them has."""
+    with utils.replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def is_recorded(rows, arguments):
+    """Whether one of the rows of a table, see `read_rows`, is of a run with these arguments."""
+    wanted = {name: str(value) for name, value in arguments.items()}
+    return any(wanted.items() <= row.items() for row in rows)
+
+
+def read_log(path):
+    """Return the log of a run: a dictionary of lists of float, one entry an epoch; empty if there is none yet."""
+    rows = read_rows(path)
+    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
+
+
+class State:
+    """What a run knows after an epoch: weights, the optimiser's variables, the best weights so far, and the log.
+
+    It is one file, written whole, and the file of the epoch before is kept: a run that is stopped at any moment goes on
+    from the newest that reads. The best weights are also in weights.npz, which is all that has to be carried home.
+
+    Args:
+        run: Path of the run's folder.
+    """
+
+    def __init__(self, run):
+        self.run, self.arrays, self.log = run, {}, []
+        for file in run.glob("state*.npz"):
+            try:
+                with np.load(file) as arrays:
+                    log = json.loads(str(arrays["log"]))
+                    if len(log) > len(self.log):
+                        self.log, self.arrays = log, {name: arrays[name] for name in arrays.files}
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                pass  # the run was killed while this one was written; the other one is whole
+
+    @property
+    def best(self):
+        """The best weights so far, in the order of `model.get_weights()`; an empty list before there are any."""
+        return self._list("best")
+
+    def restore(self, model):
+        """Give a compiled model the weights and the optimiser's variables of the newest epoch."""
+        model.optimizer.build(model.trainable_variables)
+        if self.arrays:
+            model.set_weights(self._list("weight"))
+            for variable, value in zip(model.optimizer.variables, self._list("optimizer"), strict=True):
+                variable.assign(value)
+
+    def save(self, model, best):
+        """Write the state of `model` after the newest epoch of the log; `best` are its weights if it is the best."""
+        kept = self.best if best is None else best
+        lists = {
+            "weight": model.get_weights(),
+            "optimizer": [keras.ops.convert_to_numpy(variable) for variable in model.optimizer.variables],
+            "best": kept,
+        }
+        arrays = {f"{name}{place}": array for name, values in lists.items() for place, array in enumerate(values)}
+        self.arrays = arrays | {"log": np.array(json.dumps(self.log))}
+        with utils.replacing(self.run / f"state{len(self.log) % 2}.npz") as path:
+            np.savez(path, **self.arrays)
+        self.write_copies()
+
+    def write_copies(self):
+        """Write what people and other programs read, the log and the best weights, from the state."""
+        if self.log:
+            write_rows(self.run / "log.csv", self.log)
+        if self.best:
+            with utils.replacing(self.run / "weights.npz") as path:
+                np.savez(path, *self.best)
+
+    def _list(self, name):
+        count = sum(key.rstrip("0123456789") == name for key in self.arrays)
+        return [self.arrays[f"{name}{place}"] for place in range(count)]
+
+
+class Epochs(keras.callbacks.Callback):
+    """Prepares each epoch, and keeps its state.
+
+    A resumed run sees the same batches and dropout as one that was not stopped: both are seeded by the epoch. It comes
+    before SwapEMAWeights, so that the weights that were validated, the averaged ones, are there when a test ends.
+    """
+
+    def __init__(self, state, batches):
+        super().__init__()
+        self.state, self.batches = state, batches
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.start = time.perf_counter()
+        self.batches.start_epoch(epoch)
+        for layer in self.model.layers:
+            if isinstance(layer, layers.Dropout):
+                layer.seed_generator.state.assign([self.batches.seed, epoch])
+
+    def on_test_begin(self, logs=None):
+        self.seconds = time.perf_counter() - self.start
+
+    def on_test_end(self, logs=None):
+        self.validated = self.model.get_weights()
+
+    def on_epoch_end(self, epoch, logs):
+        recipe = self.batches.recipe
+        row = {"epoch": epoch + 1, "side": self.batches.side, **{name: round(value, 5) for name, value in logs.items()}}
+        row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        row["seconds"] = round(self.seconds, 2)
+        earlier = [other["val_loss"] for other in self.state.log[recipe.small_epochs :]]
+        is_best = epoch >= recipe.small_epochs and not min(earlier, default=np.inf) <= row["val_loss"]
+        self.state.log.append(row)
+        self.state.save(self.model, self.validated if is_best else None)
+        whole = sum((recipe.side(later) / self.batches.side) ** 2 for later in range(epoch + 1, recipe.epochs))
+        left = round(whole * (time.perf_counter() - self.start) / 60)
+        print(
+            f"epoch {epoch + 1}: loss {row['loss']:.3f}, on the validation faces {row['val_loss']:.3f}, accuracy "
+            f"{row['val_accuracy']:.1%}; {self.seconds:.0f} s, about {left // 60} h {left % 60:02d} min left",
+            flush=True,
+        )
+
+
+class EarlyStopping(keras.callbacks.EarlyStopping):
+    """Keras' own, but a run that goes on counts its patience from the losses in the log, as if it had never stopped."""
+
+    def __init__(self, past_losses, patience, start_from_epoch):
+        super().__init__(patience=patience, start_from_epoch=start_from_epoch)
+        self.past_losses = past_losses
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        for epoch, loss in enumerate(self.past_losses):
+            self.on_epoch_end(epoch, {"val_loss": loss})
+
+
+def compile_model(model, recipe, steps):
+    """Compile a model with the recipe's optimiser, schedule and loss, for epochs of `steps` batches."""
+    warm_up = min(2, recipe.epochs / 4) * steps
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, recipe.epochs * steps - warm_up, warmup_target=recipe.learning_rate, warmup_steps=warm_up
+    )
+    # An average over more than a twentieth of the run would lag behind it.
+    average = min(recipe.average, max(0.0, 1 - 20 / (recipe.epochs * steps)))
+    options = {"weight_decay": recipe.weight_decay, "clipnorm": 5.0, "use_ema": average > 0, "ema_momentum": average}
+    if recipe.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(schedule, **options)
+    else:
+        optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, **options)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.smoothing)
+    model.compile(optimizer, loss, metrics=["accuracy"])
+
+
+def fast_precision():
+    """Return the precision that this machine computes fast in: mixed_bfloat16 or float32."""
+    seconds = {}
+    for dtype in ("float32", "bfloat16"):
+        faces, kernel = keras.ops.ones((32, 32, 32, 64), dtype), keras.ops.ones((3, 3, 64, 64), dtype)
+        for _ in range(3):  # the first one is slower
+            start = time.perf_counter()
+            keras.ops.convert_to_numpy(keras.ops.cast(keras.ops.max(keras.ops.conv(faces, kernel)), "float32"))
+            seconds[dtype] = time.perf_counter() - start
+    return "mixed_bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
+
+
+def start_run(run, arguments):
+    """Make the folder of a run, or check that the run which is there was started with the same arguments.
+
+    Raises:
+        InputError: it was started with others.
+    """
+    file = run / "arguments.json"
+    try:
+        started = json.loads(file.read_text())
+    except FileNotFoundError:
+        started = arguments
+    except ValueError:
+        raise utils.InputError(f"{file} is broken; delete {run} to train anew") from None
+    changed = [name for name in arguments if started.get(name) != arguments[name]]
+    if changed:
+        raise utils.InputError(
+            f"{run} holds a run with another {', '.join(changed)}: give --run another folder, or delete this one"
+        )
+    with utils.replacing(file) as path:
+        path.write_text(json.dumps(arguments, indent=2) + "\n")
+
+
+def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
+    """Train a model to the end of its recipe in the folder `run`, going on where an earlier call was stopped.
+
+    Args:
+        run: Path of the folder, which gets the state, log.csv, weights.npz, and TensorBoard's files.
+        model: keras.Model, (n, side, side, 1) float32 from 0 to 255 to (n, 7) softmax.
+        recipe: a Recipe.
+        faces: pair of (n, 48, 48) uint8 images and (n,) labels to train on.
+        held_out: the same, to validate on.
+        batch_size, seed: of the batches.
+        patience: epochs without a better validation loss, on whole faces, after which it stops.
+    """
+    state = State(run)
+    state.write_copies()  # a run may have been killed between the two
+    batches = FaceBatches(*faces, recipe, batch_size, seed)
+    compile_model(model, recipe, len(batches))
+    for end in (recipe.small_epochs, recipe.epochs):  # TensorFlow wants faces of one size in a call of fit
+        losses = [row["val_loss"] for row in state.log]
+        later = losses[recipe.small_epochs :]
+        if len(losses) >= end or (later and len(later) - 1 - int(np.argmin(later)) >= patience):
+            continue
+        state.restore(model)
+        callbacks = [Epochs(state, batches)]
+        if model.optimizer.use_ema:
+            callbacks.append(keras.callbacks.SwapEMAWeights())
+        callbacks.append(EarlyStopping(losses, patience, recipe.small_epochs))
+        # Keras' callback writes with both of them, whatever the backend is; without them there are no such files.
+        if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
+            callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False))
+        batches.start_epoch(len(losses))
+        model.fit(
+            batches,
+            validation_data=HeldOut(*held_out, batches),
+            initial_epoch=len(losses),
+            epochs=end,
+            shuffle=False,  # the batches are shuffled by epoch, so that a resumed run sees the same order
+            callbacks=callbacks,
+            verbose=0,
+        )
+
+
+def load_weights(model, run):
+    """Give a model the best weights of a run."""
+    with np.load(run / "weights.npz") as arrays:
+        model.set_weights([arrays[f"arr_{place}"] for place in range(len(arrays.files))])
+
+
+# --------------------------------------------------------------------------------------- calibration and scores
+
+
+def reset_norms(model, faces, batch_size=256):
+    """Set the statistics of all batch norms to those of `faces`, (n, side, side, 1) float32, 0 to 255.
+
+    In training they are those of changed faces, whose contrast and scale vary more than those of faces as they are.
+    """
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    momentum = [norm.momentum for norm in norms]
+    for first in range(0, len(faces), batch_size):
+        batch = faces[first : first + batch_size]
+        for norm in norms:
+            norm.momentum = first / (first + len(batch))  # which makes the moving average that of all faces so far
+        model(batch, training=True)
+    for norm, value in zip(norms, momentum, strict=True):
+        norm.momentum = value
+
+
+def predict(model, images):
+    """Return (n, 7) float32 probabilities for (n, 48, 48) uint8 faces."""
+    return model.predict(plain_faces(images), batch_size=256, verbose=0)
+
+
+def scores(probabilities, labels):
+    """Return the accuracy, 0 to 1, and the mean cross-entropy in nats of (n, 7) probabilities."""
+    right = np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), 1e-12)
+    return round(float((probabilities.argmax(axis=1) == labels).mean()), 4), round(float(-np.log(right).mean()), 4)
+
+
+def fit_temperature(probabilities, labels):
+    """Return the temperature, from 0.25 to 4, with the lowest cross-entropy (Guo et al. 2017, arXiv:1706.04599).
+
+    Args:
+        probabilities: (n, 7) float, each row a softmax.
+        labels: (n,) int.
+    """
+    logits = np.log(np.maximum(probabilities.astype(np.float64), 1e-12))
+    temperatures = np.geomspace(0.25, 4, 801)
+    rows = np.arange(len(labels))
+
+    def cross_entropy(temperature):
+        scaled = logits / temperature
+        return (np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, labels]).mean()
+
+    return float(min(temperatures, key=cross_entropy))
+
+
+def finish(model, run, recipe, faces, held_out):
+    """Give a model the best weights of a run, plain batch norms and a temperature, and measure it.
+
+    Args:
+        model: built as for `train`, for faces of 48x48; its last weights are in a layer named "emotion".
+        run, recipe, faces, held_out: see `train`.
+
+    Returns:
+        dict of figures.
+    """
+    log = read_log(run / "log.csv")
+    load_weights(model, run)
+    before = scores(predict(model, held_out[0]), held_out[1])
+    reset_norms(model, plain_faces(faces[0][:: max(1, len(faces[0]) // 5000)]))
+    uncalibrated = predict(model, held_out[0])
+    temperature = fit_temperature(uncalibrated, held_out[1])
+    last = model.get_layer("emotion")
+    last.set_weights([weights / temperature for weights in last.get_weights()])
+    calibrated, step = predict(model, held_out[0]), max(1, len(faces[0]) // 3000)
+    accuracy, cross_entropy = scores(calibrated, held_out[1])
+    later = log["val_loss"][recipe.small_epochs :]
+    return {
+        "parameters": model.count_params(),
+        "train_images": len(faces[0]),
+        "validation_images": len(held_out[0]),
+        "epochs_trained": len(log["epoch"]),
+        "best_epoch": recipe.small_epochs + 1 + int(np.argmin(later)),
+        "validation_accuracy": accuracy,
+        "validation_cross_entropy": cross_entropy,
+        "validation_accuracy_with_norms_of_training": before[0],
+        "training_accuracy": scores(predict(model, faces[0][::step]), faces[1][::step])[0],
+        "temperature": round(temperature, 4),
+        "validation_calibration_error": round(utils.calibration_error(calibrated, held_out[1]), 4),
+        "validation_calibration_error_before": round(utils.calibration_error(uncalibrated, held_out[1]), 4),
+        "minutes": round(sum(log["seconds"]) / 60, 1),
+    }
+
+
+def describe(figures):
+    """Return the figures of a run, see `finish`, as lines of text."""
+    accuracy, count = float(figures["validation_accuracy"]), int(figures["validation_images"])
+    error = 1.96 * np.sqrt(accuracy * (1 - accuracy) / count)
+    return [
+        f"    {int(figures['parameters']):,} parameters; {figures['epochs_trained']} epochs in {figures['minutes']} "
+        f"minutes; the weights of epoch {figures['best_epoch']} are kept.",
+        f"    Validation faces: {accuracy:.1%} right (+-{error:.1%}), cross-entropy "
+        f"{float(figures['validation_cross_entropy']):.3f}. Training faces: {float(figures['training_accuracy']):.1%}.",
+    ]
+
+
+def architecture_text(why, title, introduction, rows, base, questions, model):
+    """Return a text on a model: why it is built as it is, the runs that led to it, and its layers.
+
+    Args:
+        why: lines of text.
+        title, introduction: what stands above the runs.
+        rows: of the runs, dictionaries; the first value in each is the run's name.
+        base: the Recipe that the runs are compared with; what differs from it is told.
+        questions: what each run asked, by its name.
+        model: keras.Model.
+    """
+    lines = ["WHY THIS ARCHITECTURE", "", why, "", title, "", introduction]
+    for row in rows:
+        name = next(iter(row.values()))
+        changes = [f"{key} {row[key]}" for key, value in asdict(base).items() if str(value) != str(row[key])]
+        lines += ["", f"{name}: {questions[name]}"]
+        lines += textwrap.wrap(
+            f"[{', '.join(changes) or 'the yardstick'}]", 116, initial_indent="    ", subsequent_indent="    "
+        )
+        lines += describe(row)
+    lines += ["", "THE LAYERS", ""]
+    model.summary(line_length=100, print_fn=lines.append)
+    return "\n".join(lines) + "\n"
+
+
+# --------------------------------------------------------------------------------------------------------- plots
+
+
+def plot_learning_curves(log, kept, spans):
+    """Return a matplotlib figure of loss and accuracy over the epochs.
+
+    Args:
+        log: as `read_log` gives it.
+        kept: the epoch whose weights are kept.
+        spans: what was special in some of the epochs: text to the number of epochs before, and the last of them.
+    """
+    import matplotlib.pyplot as plt  # here, because a machine that only trains needs none
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for axis, name, unit in zip(axes, ("loss", "accuracy"), ("cross-entropy, nats", "share of faces"), strict=True):
+        axis.plot(log["epoch"], log[name], "--", color="#D55E00", label="training faces, as they were changed")
+        axis.plot(log["epoch"], log[f"val_{name}"], "-", color="#0072B2", label="validation faces")
+        axis.axvline(kept, color="black", linestyle=":", label="the weights that are kept")
+        for place, (text, (before, last)) in enumerate(spans.items()):
+            last = min(last, len(log["epoch"]))  # it may have stopped early
+            if before < last:
+                grey = str(0.95 - 0.06 * place)
+                axis.axvspan(before + 0.5, last + 0.5, color=grey, linewidth=0, label=text, zorder=0)
+        axis.set(xlabel="epoch", ylabel=f"{name} ({unit})")
+        axis.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def save_plot(path, plot, *arguments):
+    """Save the matplotlib figure that `plot(*arguments)` returns, where matplotlib is installed."""
+    try:
+        utils.save_fig(plot(*arguments), path)
+    except ImportError:
+        print(f"matplotlib is not installed: {path.name} was not drawn")
