@@ -40,7 +40,7 @@ def build_model(weights=None):
     x = keras.ops.image.resize(x, (INPUT_SIDE, INPUT_SIDE))
     x = layers.Concatenate(name="three_channels")([x, x, x])
     try:
-        network = keras.applications.MobileNetV2(input_tensor=x, include_top=False, weights=weights)
+        network = keras.applications.MobileNetV2(x.shape[1:], include_top=False, weights=weights, input_tensor=x)
     except Exception as error:  # Keras raises a bare Exception for a failed download
         reason = str(error).split("\n")[0]
         what = "could not download" if weights == "imagenet" else f"{weights} does not hold"
