@@ -125,7 +125,7 @@ def test_ctrl_c_ends_a_stream_with_a_summary_and_keeps_the_recording(tmp_path):
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
         )
         try:
-            for _ in range(8):  # until the second answer is there
+            for _ in range(12):  # until the third answer is there, a second after the one before
                 process.stdout.readline()
             process.send_signal(signal.SIGINT)
             _, errors = process.communicate(timeout=20)
@@ -252,7 +252,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(run_script, write_video, tmp_
 
 @contextmanager
 def recording(tmp_path, seconds_per_frame=0.04, **options):
-    """Start the script on an endless stream, recording to out.mp4, and wait for its second answer."""
+    """Start the script on an endless stream, recording to out.mp4, and wait for its third answer: it runs a second."""
     with serve_mjpeg(numbered_frames(25) * 100, seconds_per_frame) as (url, _):
         command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", url, "--record", tmp_path / "out.mp4"]
         # Under nohup, as jobs in the background often are, a child would ignore HUP.
@@ -261,7 +261,7 @@ def recording(tmp_path, seconds_per_frame=0.04, **options):
         )
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
         try:
-            for _ in range(8):
+            for _ in range(12):
                 process.stdout.readline()
             yield process
         finally:
