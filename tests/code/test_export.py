@@ -245,3 +245,14 @@ def test_no_cell_script_or_notebook_grows_too_long_to_read(notebook):
     assert max(len(cell.source.splitlines()) for cell in code if cell.metadata.get("tags")) <= 80
     if "export" in nb.metadata:
         assert len((ROOT / "scripts" / nb.metadata.export).read_text().splitlines()) <= 400
+
+
+def test_notebooks_depend_downwards_only():
+    """03 names nothing of 04, and no code of 05 and later saves a model."""
+    for path in sorted((ROOT / "notebooks").glob("0[35678]*.ipynb")):
+        nb = nbformat.read(path, as_version=4)
+        code = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "code")
+        if path.stem.startswith("03"):
+            assert "pre_trained" not in code.lower() and "train_pretrained" not in code
+        else:
+            assert "save_model" not in code and "import train" not in code, path.stem
