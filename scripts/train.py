@@ -153,7 +153,7 @@ WHY = """\
 - The first stage keeps the full resolution: an eyebrow is three pixels high, and an early stride would lose it.
 - Where the resolution halves the width doubles, so that every stage costs about the same, and most of the parameters
   are where the maps are small and cheap.
-- Max pooling halves the resolution. Shortcuts were not better here, see the iterations.
+- Max pooling halves the resolution. Ten convolutions with batch norm learn without shortcuts.
 - Batch norm after every convolution allows the high learning rate with which stochastic gradient descent generalises.
 - The head averages over the map and has one weight per feature and emotion: little in it could overfit, and dropout is
   all it needs. It is a 1x1 convolution, which OpenCV reads as Keras wrote it.
