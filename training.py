@@ -37,13 +37,15 @@ class Recipe:
     camera: probability that a face is seen through a poor camera, see `poor_camera`.
     smoothing: of the labels (Szegedy et al. 2016, arXiv:1512.00567), 0 to 1.
     average: momentum of the moving average of the weights; 0 for none.
+    adapted: share of each target that is replaced, several times, by what the averaged weights say of the face; 0 for
+        none (self-adaptive training, Huang et al. 2020, arXiv:2002.10319).
     optimizer: sgd (Nesterov, momentum 0.9) or adamw.
     learning_rate: its peak; it rises for two epochs and falls to 0 along a cosine.
     weight_decay: decoupled (Loshchilov and Hutter 2019, arXiv:1711.05101), of kernels only.
     """
 
     architecture: str = "plain"
-    epochs: int = 8
+    epochs: int = 20
     small_share: float = 0.6
     augmented: bool = False
     mixup: float = 0.0
@@ -51,6 +53,7 @@ class Recipe:
     camera: float = 0.0
     smoothing: float = 0.0
     average: float = 0.0
+    adapted: float = 0.0
     optimizer: str = "sgd"
     learning_rate: float = 0.06
     weight_decay: float = 0.005
@@ -67,6 +70,12 @@ class Recipe:
     def is_calm(self, epoch):
         """Whether an epoch is in the last fifth, without mixup and erasing (He et al. 2019, arXiv:1909.09148)."""
         return epoch >= round(0.8 * self.epochs)
+
+    def adapts_after(self, epoch):
+        """Whether the targets are adapted after an epoch: ten times, in the last two fifths of a long run."""
+        start, every = round(0.6 * self.epochs), max(1, round(0.04 * self.epochs))
+        since = epoch + 1 - start
+        return self.adapted > 0 and since >= 0 and since % every == 0 and epoch + 1 < self.epochs
 
 
 SMALL_SIDE = 32
@@ -121,13 +130,15 @@ def plain_faces(images, side=utils.SIDE):
     return images[..., None].astype(np.float32)
 
 
-def poor_camera(face, rng):
+def poor_camera(face, kind, rng):
     """Return a (48, 48) uint8 face as a poor camera shows it: from afar, out of focus, compressed, or in the dark.
 
-    These are seen through 14 to 35 pixels, blurred by a sigma of 0.5 to 1.5 pixels, compressed to a JPEG quality of 15
-    to 60, or get noise of up to 12 grey values.
+    Args:
+        face: (48, 48) uint8.
+        kind: 0, seen through 14 to 35 pixels; 1, blurred by a sigma of 0.5 to 1.5 pixels; 2, compressed to a JPEG
+            quality of 15 to 60; 3, with noise of up to 12 grey values.
+        rng: numpy Generator.
     """
-    kind = rng.choice(4, p=(0.4, 0.2, 0.2, 0.2))
     if kind == 0:
         side = int(rng.integers(14, 36))
         face = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
@@ -137,6 +148,29 @@ def poor_camera(face, rng):
     if kind == 2:
         return utils.compress_face(face, int(rng.integers(15, 61)))
     return np.clip(face + rng.normal(0, rng.uniform(0, 12), face.shape), 0, 255).astype(np.uint8)
+
+
+def warp(images, inverse, side):
+    """Return affine views of faces, cubic and mirrored at the border: one call, during which other threads can work.
+
+    Args:
+        images: (n, 48, 48) uint8, of which OpenCV takes 600 at once.
+        inverse: (n, 2, 3) float, from (x, y, 1) in the view to (x, y) in the face.
+        side: of the views, in pixels.
+
+    Returns:
+        (n, side, side) uint8.
+    """
+    margin = 2  # what a cubic needs beyond the border
+    padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin)), "symmetric")
+    x, y = np.meshgrid(*[np.arange(side, dtype=np.float32)] * 2)
+    places = inverse.astype(np.float32) @ np.stack([x.ravel(), y.ravel(), np.ones(side * side, np.float32)])
+    last = utils.SIDE - 0.5  # a pixel covers half a unit on both sides of its centre
+    places = np.clip(last - np.abs(last - np.abs(places + 0.5)), 0, last) - 0.5 + margin
+    places[:, 1] += np.arange(len(images), dtype=np.float32)[:, None] * padded.shape[1]
+    maps = np.ascontiguousarray(places.transpose(1, 0, 2)).reshape(2, -1, side)
+    views = cv2.remap(padded.reshape(-1, padded.shape[2]), *maps, cv2.INTER_CUBIC)
+    return views.reshape(-1, side, side)
 
 
 def augment(images, side, rng, erasing=0.0, camera=0.0):
@@ -151,18 +185,21 @@ def augment(images, side, rng, erasing=0.0, camera=0.0):
     Returns:
         (n, side, side, 1) float32, 0 to 255.
     """
-    count, centre, zoom = len(images), (utils.SIDE - 1) / 2, side / utils.SIDE
-    angle, scale = np.deg2rad(rng.uniform(-15, 15, count)), rng.uniform(0.85, 1.2, count) * zoom
-    cosine, sine, mirror = np.cos(angle) * scale, np.sin(angle) * scale, rng.choice((-1, 1), count)
-    turn = np.stack([np.stack([cosine * mirror, sine], 1), np.stack([-sine * mirror, cosine], 1)], 1)
-    place = (side - 1) / 2 + rng.uniform(-4, 4, (count, 2)) * zoom - turn.sum(2) * centre
-    matrices = np.concatenate([turn, place[..., None]], 2)
+    count = len(images)
+    seen = images.copy()
+    kinds = rng.choice(4, count, p=(0.4, 0.2, 0.2, 0.2))
+    for place in np.flatnonzero(rng.random(count) < camera):
+        seen[place] = poor_camera(images[place], kinds[place], rng)
 
-    poor = rng.random(count) < camera
-    faces = np.empty((count, side, side), np.uint8)
-    for i, image in enumerate(images):
-        seen = poor_camera(image, rng) if poor[i] else image
-        cv2.warpAffine(seen, matrices[i], (side, side), faces[i], cv2.INTER_CUBIC, cv2.BORDER_REFLECT)
+    # From a pixel of the result to the place in the face that it shows.
+    zoom = utils.SIDE / side
+    angle, scale = rng.uniform(-np.pi / 12, np.pi / 12, count), zoom / rng.uniform(0.85, 1.2, count)
+    cosine, sine, mirror = np.cos(angle) * scale, np.sin(angle) * scale, rng.choice((-1, 1), count)
+    turn = np.stack([np.stack([cosine * mirror, -sine * mirror], 1), np.stack([sine, cosine], 1)], 1)
+    shift = rng.uniform(-4, 4, (count, 2, 1)) / zoom + (side - 1) / 2
+    inverse = np.concatenate([turn, (utils.SIDE - 1) / 2 - turn @ shift], 2)
+    parts = range(0, count, 512)
+    faces = np.concatenate([warp(seen[part : part + 512], inverse[part : part + 512], side) for part in parts])
 
     def each(low, high):
         return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
@@ -170,18 +207,17 @@ def augment(images, side, rng, erasing=0.0, camera=0.0):
     mean = faces.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
     light = rng.normal(0, 15, (count, 1, 1)).astype(np.float32)
     faces = np.clip((faces - mean) * each(0.75, 1.3) + mean + light, 0, 255)
-    for face in (faces[i] for i in np.flatnonzero(rng.random(count) < erasing)):
-        area, ratio = rng.uniform(0.02, 0.2) * side**2, np.exp(rng.uniform(-1, 1))
-        height, width = np.minimum(np.sqrt([area * ratio, area / ratio]), side - 1).astype(int)
-        top, left = rng.integers(0, side - height), rng.integers(0, side - width)
-        face[top : top + height, left : left + width] = rng.uniform(0, 255)
+    area, ratio = rng.uniform(0.02, 0.2, count) * side**2, np.exp(rng.uniform(-1, 1, count))
+    size = np.minimum(np.sqrt([area * ratio, area / ratio]), side - 1).astype(int)
+    first = (rng.random((2, count)) * (side - size)).astype(int)
+    (top, left), (bottom, right), grey = first, first + size, rng.uniform(0, 255, count)
+    for place in np.flatnonzero(rng.random(count) < erasing):
+        faces[place, top[place] : bottom[place], left[place] : right[place]] = grey[place]
     return faces[..., None]
 
 
 class FaceBatches(keras.utils.PyDataset):
     """Batches of faces to train on. Order and changes depend on the seed, the epoch and the batch alone.
-
-    Labels are (n,) int, or (n, 7) float where they are blended with what another network says.
 
     Each item is a pair: (b, side, side, 1) float32 images from 0 to 255, and (b, 7) float32 labels, one-hot or, with
     mixup, blended as the images are. An incomplete batch waits for the next epoch's order.
@@ -190,14 +226,20 @@ class FaceBatches(keras.utils.PyDataset):
     def __init__(self, images, labels, recipe, batch_size, seed):
         super().__init__(workers=max(1, (os.cpu_count() or 1) // 2))  # threads: OpenCV leaves Python's lock
         self.images, self.recipe, self.batch_size, self.seed = images, recipe, batch_size, seed
-        one_hot = labels if labels.ndim == 2 else keras.utils.to_categorical(labels, len(utils.EMOTIONS))
-        self.labels = one_hot.astype(np.float32)
+        self.labels = keras.utils.to_categorical(labels, len(utils.EMOTIONS)).astype(np.float32)
         self.start_epoch(0)
 
     def start_epoch(self, epoch):
         self.epoch, self.side = epoch, self.recipe.side(epoch)
         self.strength = 0.0 if self.recipe.is_calm(epoch) else 1.0
         self.order = np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
+
+    def adapt(self, model, weights):
+        """Move the targets towards what a model with these weights says of the faces and of their mirror images."""
+        network = keras.models.clone_model(model)
+        network.set_weights(weights)
+        said = (predict(network, self.images) + predict(network, self.images[:, :, ::-1])) / 2
+        self.labels = (1 - self.recipe.adapted) * self.labels + self.recipe.adapted * said
 
     def __len__(self):
         return max(1, len(self.images) // self.batch_size)
@@ -265,7 +307,7 @@ def read_log(path):
 
 
 class State:
-    """What a run knows after an epoch: weights, the optimiser's variables, the best weights so far, and the log.
+    """What a run knows after an epoch: weights, the optimiser's variables, the targets, the best weights, and the log.
 
     It is one file, written whole, and the file of the epoch before is kept: a run that is stopped at any moment goes on
     from the newest that reads. The best weights are also in weights.npz, which is all that has to be carried home.
@@ -290,16 +332,17 @@ class State:
         """The best weights so far, in the order of `model.get_weights()`; an empty list before there are any."""
         return self._list("best")
 
-    def restore(self, model):
-        """Give a compiled model the weights and the optimiser's variables of the newest epoch."""
+    def restore(self, model, batches):
+        """Give a compiled model and its batches all that they had after the newest epoch."""
         model.optimizer.build(model.trainable_variables)
         if self.arrays:
+            batches.labels = self.arrays["targets"]
             model.set_weights(self._list("weight"))
             for variable, value in zip(model.optimizer.variables, self._list("optimizer"), strict=True):
                 variable.assign(value)
 
-    def save(self, model, best):
-        """Write the state of `model` after the newest epoch of the log; `best` are its weights if it is the best."""
+    def save(self, model, batches, best):
+        """Write the state after the newest epoch of the log; `best` are the weights of that epoch if it is the best."""
         kept = self.best if best is None else best
         lists = {
             "weight": model.get_weights(),
@@ -307,7 +350,7 @@ class State:
             "best": kept,
         }
         arrays = {f"{name}{place}": array for name, values in lists.items() for place, array in enumerate(values)}
-        self.arrays = arrays | {"log": np.array(json.dumps(self.log))}
+        self.arrays = arrays | {"targets": batches.labels, "log": np.array(json.dumps(self.log))}
         with utils.replacing(self.run / f"state{len(self.log) % 2}.npz") as path:
             np.savez(path, **self.arrays)
         self.write_copies()
@@ -357,7 +400,9 @@ class Epochs(keras.callbacks.Callback):
         earlier = [other["val_loss"] for other in self.state.log[recipe.small_epochs :]]
         is_best = epoch >= recipe.small_epochs and not min(earlier, default=np.inf) <= row["val_loss"]
         self.state.log.append(row)
-        self.state.save(self.model, self.validated if is_best else None)
+        if recipe.adapts_after(epoch):
+            self.batches.adapt(self.model, self.validated)
+        self.state.save(self.model, self.batches, self.validated if is_best else None)
         whole = sum((recipe.side(later) / self.batches.side) ** 2 for later in range(epoch + 1, recipe.epochs))
         left = round(whole * (time.perf_counter() - self.start) / 60)
         print(
@@ -453,7 +498,7 @@ def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
         later = losses[recipe.small_epochs :]
         if len(losses) >= end or (later and len(later) - 1 - int(np.argmin(later)) >= patience):
             continue
-        state.restore(model)
+        state.restore(model, batches)
         callbacks = [Epochs(state, batches)]
         if model.optimizer.use_ema:
             callbacks.append(keras.callbacks.SwapEMAWeights())

@@ -17,7 +17,7 @@ import training
 import utils
 from training import keras, layers
 
-INPUT_SIDE = 96  # pixels of the enlarged face, both sides; Keras has weights for 96, 128, 160, 192 and 224
+INPUT_SIDE = 128  # pixels of the enlarged face, both sides; Keras has weights for 96, 128, 160, 192 and 224
 
 
 def build_model(weights=None):
@@ -81,24 +81,12 @@ BASE = training.Recipe(
 )  # fmt: skip
 STAGES = {
     "head": replace(BASE, epochs=2, learning_rate=3e-3),
-    "all": replace(BASE, epochs=14, erasing=0.25, smoothing=0.05, average=0.999),
-    "taught": replace(BASE, epochs=16, erasing=0.25, mixup=0.2, average=0.999),
+    "all": replace(BASE, epochs=24, erasing=0.25, smoothing=0.05, average=0.999),
 }
 QUESTIONS = {
     "head": "What are the features of objects worth for faces? Only the new layers are trained.",
     "all": "What is gained when the features are trained too?",
-    "taught": "Many labels are doubtful. Does a teacher help, the network of 03?",
 }
-
-
-def blend(teacher, images, labels):
-    """Return labels blended 4 to 6 with what a network says of the faces and of their mirror images.
-
-    These are (n, 7) float32, of (n,) int labels and (n, 48, 48) uint8 images; the network is one of this project.
-    """
-    said = (training.predict(teacher, images) + training.predict(teacher, images[:, :, ::-1])) / 2
-    return 0.4 * keras.utils.to_categorical(labels, len(utils.EMOTIONS)) + 0.6 * said
-
 
 WHY = """\
 - MobileNetV2 as Keras has it, without its top: 17 blocks of 1x1 convolutions and depthwise 3x3 convolutions.
@@ -145,7 +133,7 @@ def parse_args(argv=None):
         "--weights", type=str, default="imagenet", help="imagenet, or a .weights.h5 file (default: %(default)s)"
     )
     parser.add_argument(
-        "--epochs", type=int, default=0, help="of the last two stages; 0 for the recipes' own (default: %(default)s)"
+        "--epochs", type=int, default=0, help="of the last stage; 0 for the recipe's own number (default: %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=128, help="images per step (default: %(default)s)")
     parser.add_argument(
@@ -192,20 +180,18 @@ def main(
     training.check_arguments(epochs, batch_size, patience, limit, seed, precision)
     folder = Path(output) if output else utils.MODEL.parent
     run_folder = Path(run) if run else utils.RUNS / "pre_trained"
-    recipes = STAGES | {stage: replace(STAGES[stage], epochs=epochs) for stage in ("all", "taught") if epochs}
+    recipes = STAGES | ({"all": replace(STAGES["all"], epochs=epochs)} if epochs else {})
     given = {"batch_size": batch_size, "patience": patience, "limit": limit, "seed": seed}
     arguments = {stage: {"stage": stage} | asdict(recipe) | given for stage, recipe in recipes.items()}
     table = training.read_rows(folder / "pre_trained_stages.csv")
-    asked = [{"stage": stage, "epochs": recipe.epochs} | given for stage, recipe in recipes.items()]
-    recorded = not again and all(training.is_recorded(table, wanted) for wanted in asked)
+    recorded = not again and all(training.is_recorded(table, wanted) for wanted in arguments.values())
     if recorded:
         print(f"{utils.show_path(folder)} holds these stages; --again trains them anew")
     arguments = {stage: wanted | {"weights": Path(weights).name} for stage, wanted in arguments.items()}
 
     if not recorded:
-        teacher = utils.load_model()  # now, so that a missing one is not told hours later
         faces, held_out = training.load_parts(data, limit, seed)
-        if again and (run_folder / "taught" / "finished").is_file():
+        if again and (run_folder / "all" / "finished").is_file():
             shutil.rmtree(run_folder)
         is_begun = (run_folder / "head" / "finished").is_file()
         keras.utils.set_random_seed(seed)
@@ -220,12 +206,11 @@ def main(
             training.start_run(stage_folder, arguments[stage])
             if not (stage_folder / "finished").is_file():
                 print(f"stage {stage}", flush=True)
-                labels = blend(teacher, *faces) if stage == "taught" else faces[1]
                 if before:
                     training.load_weights(network, before)
                 for layer in network.layers:
                     layer.trainable = stage != "head" or layer.name == "emotion"
-                training.train(stage_folder, network, recipe, (faces[0], labels), held_out, batch_size, seed, patience)
+                training.train(stage_folder, network, recipe, faces, held_out, batch_size, seed, patience)
                 (stage_folder / "finished").write_text(keras.backend.backend())
 
     if not recorded and keras.backend.backend() != "tensorflow":

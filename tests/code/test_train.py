@@ -52,11 +52,11 @@ def test_one_command_makes_the_model_from_train_csv_and_nothing_else(small_fer20
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
         "my_own_model.pkl", "my_own_model.tflite", "my_own_model.json", "my_own_model_architecture.txt",
-        "iterations.csv", "logs/pooled.csv",
+        "iterations.csv", "logs/adapted.csv",
     }  # fmt: skip
-    assert pd.read_csv(results / "logs" / "pooled.csv")["side"].tolist() == [32, 48]
+    assert pd.read_csv(results / "logs" / "adapted.csv")["side"].tolist() == [32, 48]
     report = json.loads((results / "my_own_model.json").read_text())
-    row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["pooled"]
+    row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["adapted"]
     assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "pooled"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     expected = utils.load_model(results / "my_own_model.pkl").predict(faces[..., None] * 1.0, verbose=0)
@@ -91,7 +91,7 @@ def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
 
 def test_a_run_that_is_killed_goes_on_to_the_same_result(train, tmp_path):
     """The second epoch is killed while its state is written. Log and best weights end as those of a whole run."""
-    arguments = ["--iteration", "regularised", "--epochs", 3, "--batch-size", 32]
+    arguments = ["--iteration", "adapted", "--epochs", 3, "--batch-size", 32]  # targets change after the second
     assert train(*arguments, run="whole").returncode == 0
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
@@ -127,7 +127,7 @@ def test_every_iteration_is_another_recipe_and_the_one_that_ships_is_among_them(
 
 def test_learning_curves_show_both_losses_and_what_is_kept(train_module):
     log = {"epoch": [1.0, 2.0, 3.0]} | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), [1.0, 0.8, 0.9])
-    figure = train_module.plot_run(log, {"best_epoch": 2}, train_module.recipe_of("pooled", 3))
+    figure = train_module.plot_run(log, {"best_epoch": 2}, train_module.recipe_of("adapted", 3))
     drawn = {line.get_label() for line in figure.axes[0].lines}
     assert {"validation faces", "training faces, as they were changed", "the weights that are kept"} <= drawn
 

@@ -37,7 +37,7 @@ def test_a_recipe_sees_small_faces_first_and_is_calm_at_the_end():
 
 
 def test_batches_depend_on_seed_epoch_and_place_alone(faces):
-    """In the last fifth there is no mixup: labels are one-hot. Blended labels come with their own faces."""
+    """In the last fifth there is no mixup: labels are one-hot."""
     first, second = (training.FaceBatches(*faces, RECIPE, 8, seed=1) for _ in range(2))
     assert len(first) == 2
     second.start_epoch(2)
@@ -55,10 +55,26 @@ def test_batches_depend_on_seed_epoch_and_place_alone(faces):
     assert images.shape == (8, 32, 32, 1) and len(np.unique(labels)) > 2
     assert labels.sum(axis=1) == pytest.approx(np.ones(8), abs=1e-6)
 
-    said = np.random.default_rng(0).dirichlet(np.ones(7), 20).astype(np.float32)
-    numbered = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((1, 48, 48), np.uint8)
-    images, labels = training.FaceBatches(numbered, said, training.Recipe(small_share=0.0), 20, seed=0)[0]
-    assert labels == pytest.approx(said[images[:, 0, 0, 0].astype(int)])
+
+def test_targets_move_towards_what_the_network_says_and_stay_with_their_faces():
+    """Of the face and its mirror image: mirrored faces have the same targets. A resumed run has the same ones."""
+    recipe = training.Recipe(epochs=200, small_share=0.0, adapted=0.25)
+    assert [epoch + 1 for epoch in range(200) if recipe.adapts_after(epoch)] == list(range(120, 200, 8))
+    assert not any(replace(recipe, adapted=0.0).adapts_after(epoch) for epoch in range(200))
+    keras.utils.set_random_seed(0)
+    network, labels = small_network(), np.arange(20) % 7
+    images = np.random.default_rng(0).integers(0, 256, (20, 48, 48)).astype(np.uint8)
+    images[:, 0, 0] = np.arange(20)  # by which a face is known again
+    targets = []
+    for shown in (images, images[:, :, ::-1]):
+        batches = training.FaceBatches(shown, labels, recipe, 20, seed=0)
+        batches.adapt(network, network.get_weights())
+        targets.append(batches.labels)
+    both = sum(network.predict(side[..., None] * 1.0, verbose=0) for side in (images, images[:, :, ::-1])) / 2
+    assert targets[0] == pytest.approx(0.75 * np.eye(7)[labels] + 0.25 * both, abs=1e-5)
+    assert targets[1] == pytest.approx(targets[0], abs=1e-5)
+    faces, seen = batches[0]
+    assert seen == pytest.approx(targets[1][faces[:, 0, -1, 0].astype(int)])
 
 
 @pytest.mark.parametrize("side", [32, 48])
@@ -75,7 +91,7 @@ def test_a_poor_camera_loses_detail_and_keeps_the_light():
     """A board of fine squares loses most of its contrast in many of the pictures, and its mean in none."""
     board = (np.indices((48, 48)).sum(axis=0) % 2 * 200 + 20).astype(np.uint8)
     rng = np.random.default_rng(0)
-    seen = np.stack([training.poor_camera(board, rng) for _ in range(100)])
+    seen = np.stack([training.poor_camera(board, place % 4, rng) for place in range(100)])
     assert seen.shape == (100, 48, 48) and seen.dtype == np.uint8
     assert np.abs(seen.mean(axis=(1, 2)) - board.mean()).max() < 8
     assert 0.3 < (seen.std(axis=(1, 2)) < board.std() / 2).mean() < 0.95
