@@ -488,34 +488,38 @@ def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
         held_out: the same, to validate on.
         batch_size, seed: of the batches.
         patience: epochs without a better validation loss, on whole faces, after which it stops.
+
+    Raises:
+        InputError: another process trains in this folder.
     """
-    state = State(run)
-    state.write_copies()  # a run may have been killed between the two
-    batches = FaceBatches(*faces, recipe, batch_size, seed)
-    compile_model(model, recipe, len(batches))
-    for end in (recipe.small_epochs, recipe.epochs):  # TensorFlow wants faces of one size in a call of fit
-        losses = [row["val_loss"] for row in state.log]
-        later = losses[recipe.small_epochs :]
-        if len(losses) >= end or (later and len(later) - 1 - int(np.argmin(later)) >= patience):
-            continue
-        state.restore(model, batches)
-        callbacks = [Epochs(state, batches)]
-        if model.optimizer.use_ema:
-            callbacks.append(keras.callbacks.SwapEMAWeights())
-        callbacks.append(EarlyStopping(losses, patience, recipe.small_epochs))
-        # Keras' callback writes with both of them, whatever the backend is; without them there are no such files.
-        if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
-            callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False))
-        batches.start_epoch(len(losses))
-        model.fit(
-            batches,
-            validation_data=HeldOut(*held_out, batches),
-            initial_epoch=len(losses),
-            epochs=end,
-            shuffle=False,  # the batches are shuffled by epoch, so that a resumed run sees the same order
-            callbacks=callbacks,
-            verbose=0,
-        )
+    with utils.locked(run):
+        state = State(run)
+        state.write_copies()  # a run may have been killed between the two
+        batches = FaceBatches(*faces, recipe, batch_size, seed)
+        compile_model(model, recipe, len(batches))
+        for end in (recipe.small_epochs, recipe.epochs):  # TensorFlow wants faces of one size in a call of fit
+            losses = [row["val_loss"] for row in state.log]
+            later = losses[recipe.small_epochs :]
+            if len(losses) >= end or (later and len(later) - 1 - int(np.argmin(later)) >= patience):
+                continue
+            state.restore(model, batches)
+            callbacks = [Epochs(state, batches)]
+            if model.optimizer.use_ema:
+                callbacks.append(keras.callbacks.SwapEMAWeights())
+            callbacks.append(EarlyStopping(losses, patience, recipe.small_epochs))
+            # Keras' callback writes with both of them, whatever the backend is; without them there are no such files.
+            if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
+                callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False))
+            batches.start_epoch(len(losses))
+            model.fit(
+                batches,
+                validation_data=HeldOut(*held_out, batches),
+                initial_epoch=len(losses),
+                epochs=end,
+                shuffle=False,  # the batches are shuffled by epoch, so that a resumed run sees the same order
+                callbacks=callbacks,
+                verbose=0,
+            )
 
 
 def load_weights(model, run):

@@ -157,6 +157,29 @@ def replacing(path):
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def locked(folder):
+    """Keep other processes that ask for it out of a folder while the block runs; a killed one lets it go.
+
+    Raises:
+        InputError: another process is in it.
+    """
+    with open(Path(folder) / "lock", "w") as file:
+        try:
+            if os.name == "nt":
+                import msvcrt  # there is no fcntl on Windows
+
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            else:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            shown = show_path(folder)
+            raise InputError(f"{shown} is in use by another process: wait for it, or give another folder") from None
+        yield
+
+
 # ---------------------------------------------------------------------------------------------------------- data
 
 FER2013_CLASS_COUNTS = {  # by Usage, in the order of EMOTIONS; Goodfellow et al. 2013, arXiv:1307.0414

@@ -119,6 +119,15 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(train, tmp_path):
         assert resumed[name] == pytest.approx(whole[name], abs=1e-3)
 
 
+def test_two_trainings_do_not_share_a_folder(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    with utils.locked(tmp_path / "run"):
+        second = train("--iteration", "plain", "--epochs", 1)
+        assert_one_clear_line(second, "run is in use by another process")
+        assert not list((tmp_path / "run").glob("state*"))
+    assert train("--iteration", "plain", "--epochs", 1).returncode == 0
+
+
 def test_every_iteration_is_another_recipe_and_the_one_that_ships_is_among_them(train_module):
     recipes = list(train_module.ITERATIONS.values())
     assert len(set(recipes)) == len(recipes) and train_module.SHIPPED in train_module.ITERATIONS
