@@ -5,6 +5,7 @@ style is changed, and TensorFlow, pandas and matplotlib are imported only by the
 live stream must start at once.
 """
 
+import ast
 import csv
 import functools
 import gzip
@@ -137,6 +138,35 @@ def check_output(path, suffix, inputs):
     for other in inputs:
         if path.exists() and os.path.exists(other) and path.samefile(other):
             raise InputError(f"{shown} would be overwritten, and it is what is read: give the output another name")
+
+
+def check_parameters(notebook):
+    """Refuse what a notebook cannot take, as a script's command line does: called right after its `parameters` cell.
+
+    That cell says with annotations which parameters there are. papermill runs what it was given in a cell of its own
+    after that one, where a mistyped name is only another variable. As on a command line, a whole number does for a
+    float or a text (`-p source 0`), and a text for a list of one.
+
+    Args:
+        notebook: its `globals()`; such values are replaced there.
+
+    Raises:
+        InputError: there is no such parameter, or it has another type.
+    """
+    types = notebook["__annotations__"]
+    given = next((cell for cell in reversed(notebook["In"]) if cell.startswith("# Parameters\n")), "")
+    for name in [statement.targets[0].id for statement in ast.parse(given).body]:
+        if name not in types:
+            raise InputError(f"there is no parameter {name}; expected one of {', '.join(types)}")
+    expected = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    for name, kind in types.items():
+        value = notebook[name]
+        if type(value) is int and kind in (float, str):
+            notebook[name] = kind(value)
+        elif type(value) is str and kind is list:
+            notebook[name] = [value]
+        elif type(value) is not kind:
+            raise InputError(f"parameter {name} is {value!r}; expected {expected[kind]}")
 
 
 @contextmanager
