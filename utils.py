@@ -21,6 +21,7 @@ import sys
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager, redirect_stdout
@@ -38,7 +39,7 @@ RUNS = ROOT / "runs"  # checkpoints and logs of trainings: large, temporary, not
 RESULTS = ROOT / "results"
 MODEL = RESULTS / "model" / "my_own_model.pkl"
 PRE_TRAINED_MODEL = MODEL.with_name("pre_trained_model.pkl")
-CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/06_preprocessing_test
+CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/extra_bundled_clip
 YUNET = DATA / "models" / "face_detection_yunet_2023mar.onnx"
 
 EMOTIONS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")  # FER2013's labels 0 to 6
@@ -1312,7 +1313,32 @@ def draw_panel(faces, height):
     return panel
 
 
-# --------------------------------------------------------------------------------------------------------- plots
+# -------------------------------------------------------------------------------------------- plots and progress
+
+
+def progress(steps=None, words="", total=None):
+    """Return `steps` with a bar that says how far they are, in a notebook and on a terminal, as a tqdm object.
+
+    Args:
+        steps: iterable; None for a bar that is moved with `update()`.
+        words: what is being done.
+        total: number of steps, where `steps` has no length.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm misses ipywidgets: without them the bar is text, which will do
+        from tqdm.auto import tqdm
+
+    seen = "ipykernel" in sys.modules or sys.stderr.isatty()
+    return tqdm(steps, desc=words, total=total, leave=False, mininterval=0.5, disable=not seen)
+
+
+def show_fig(figure, words):
+    """Show a matplotlib figure in a notebook, with words for those who cannot see it, which become its alt text."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    display(figure, metadata={"image/png": {"alt": words}})
+    plt.close(figure)
 
 
 def save_fig(figure, path):

@@ -41,6 +41,7 @@ def small_parameters(small_fer2013, small_digits, recorded_stages, astronaut, tm
         "06_preprocessing_test": video | {"output": str(tmp_path / "faces")},
         "07_live_stream": video | {"every": 2.0},
         "08_adversarial_hack": data | smile,
+        "extra_bundled_clip": {},
     }
 
 
