@@ -1329,7 +1329,7 @@ def progress(steps=None, words="", total=None):
         from tqdm.auto import tqdm
 
     seen = "ipykernel" in sys.modules or sys.stderr.isatty()
-    return tqdm(steps, desc=words, total=total, leave=False, mininterval=0.5, disable=not seen)
+    return tqdm(steps, desc=words, total=total, disable=not seen)
 
 
 def show_fig(figure, words):

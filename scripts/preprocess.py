@@ -39,7 +39,7 @@ def collect_crops(video, detector):
         times (n,) float64 of the faces in seconds, crops (n, 48, 48) uint8, and the time at which the video ended.
     """
     times, crops, seconds = [], [], 0.0
-    for seconds, frame in utils.progress(video, "looking for faces", round((SECONDS + BORROW) * video.fps)):
+    for seconds, frame in utils.progress(video, "looking for faces"):
         faces = [face for face in detector.detect(frame) if share_inside(face, frame) >= WHOLE]
         if faces:
             times.append(seconds)
