@@ -43,18 +43,24 @@ train: setup ## train the CNN from scratch into results/model (needs the data; A
 	@$(PY) scripts/train.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: ARGS="--allow-root")
-	$(PY) -m jupyterlab notebooks $(ARGS)
+	$(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 scripts: setup ## export the notebooks to scripts/
 	@rm -rf runs/scripts
 	$(PY) -m nbconvert --config tools/nbconvert_config.py --output-dir runs/scripts
 	rm -f scripts/*.py && mv runs/scripts/*.py scripts/
 
-# The live stream gets the clip, since a webcam never ends; 05 reads what `make bench` has measured.
-notebooks: setup ## execute the notebooks with papermill into results/notebooks (needs the data)
+# What the project keeps is measured on all the data, and asked for here. The live stream gets the clip, since a webcam
+# never ends; 05 reads what `make bench` has measured.
+notebooks: setup ## execute the notebooks with papermill into results/notebooks (needs the data; 30 minutes)
 	@mkdir -p runs/notebooks results/notebooks
 	@for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook); \
-	    case $$name in 05*) with="-p verbose True";; 07*) with="-p source $(CLIP)";; *) with="";; esac; \
+	    case $$name in \
+	        01*) with="-p limit 0 -p output ../results/mnist";; \
+	        02*) with="-p output ../results/eda";; \
+	        05*) with="-p verbose True -p limit 0 -p figures ../results";; \
+	        07*) with="-p source $(CLIP) -p output ../results";; \
+	        *) with="";; esac; \
 	    $(PY) -m papermill -k python3 --cwd notebooks $$with $$notebook runs/notebooks/$$name && \
 	    mv runs/notebooks/$$name results/notebooks/$$name || exit 1; done
 

@@ -5,6 +5,7 @@ style is changed, and TensorFlow, pandas and matplotlib are imported only by the
 live stream must start at once.
 """
 
+import ast
 import csv
 import functools
 import gzip
@@ -20,6 +21,7 @@ import sys
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager, redirect_stdout
@@ -37,7 +39,7 @@ RUNS = ROOT / "runs"  # checkpoints and logs of trainings: large, temporary, not
 RESULTS = ROOT / "results"
 MODEL = RESULTS / "model" / "my_own_model.pkl"
 PRE_TRAINED_MODEL = MODEL.with_name("pre_trained_model.pkl")
-CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/06_preprocessing_test
+CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/extra_bundled_clip
 YUNET = DATA / "models" / "face_detection_yunet_2023mar.onnx"
 
 EMOTIONS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")  # FER2013's labels 0 to 6
@@ -137,6 +139,35 @@ def check_output(path, suffix, inputs):
     for other in inputs:
         if path.exists() and os.path.exists(other) and path.samefile(other):
             raise InputError(f"{shown} would be overwritten, and it is what is read: give the output another name")
+
+
+def check_parameters(notebook):
+    """Refuse what a notebook cannot take, as a script's command line does: called right after its `parameters` cell.
+
+    That cell says with annotations which parameters there are. papermill runs what it was given in a cell of its own
+    after that one, where a mistyped name is only another variable. As on a command line, a whole number does for a
+    float or a text (`-p source 0`), and a text for a list of one.
+
+    Args:
+        notebook: its `globals()`; such values are replaced there.
+
+    Raises:
+        InputError: there is no such parameter, or it has another type.
+    """
+    types = notebook["__annotations__"]
+    given = next((cell for cell in reversed(notebook["In"]) if cell.startswith("# Parameters\n")), "")
+    for name in [statement.targets[0].id for statement in ast.parse(given).body]:
+        if name not in types:
+            raise InputError(f"there is no parameter {name}; expected one of {', '.join(types)}")
+    expected = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    for name, kind in types.items():
+        value = notebook[name]
+        if type(value) is int and kind in (float, str):
+            notebook[name] = kind(value)
+        elif type(value) is str and kind is list:
+            notebook[name] = [value]
+        elif type(value) is not kind:
+            raise InputError(f"parameter {name} is {value!r}; expected {expected[kind]}")
 
 
 @contextmanager
@@ -1305,7 +1336,32 @@ def draw_panel(faces, height):
     return panel
 
 
-# --------------------------------------------------------------------------------------------------------- plots
+# -------------------------------------------------------------------------------------------- plots and progress
+
+
+def progress(steps=None, words="", total=None):
+    """Return `steps` with a bar that says how far they are, in a notebook and on a terminal, as a tqdm object.
+
+    Args:
+        steps: iterable; None for a bar that is moved with `update()`.
+        words: what is being done.
+        total: number of steps, where `steps` has no length.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm misses ipywidgets: without them the bar is text, which will do
+        from tqdm.auto import tqdm
+
+    seen = "ipykernel" in sys.modules or sys.stderr.isatty()
+    return tqdm(steps, desc=words, total=total, disable=not seen)
+
+
+def show_fig(figure, words):
+    """Show a matplotlib figure in a notebook, with words for those who cannot see it, which become its alt text."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    display(figure, metadata={"image/png": {"alt": words}})
+    plt.close(figure)
 
 
 def save_fig(figure, path):

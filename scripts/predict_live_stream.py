@@ -304,7 +304,7 @@ def main(
             utils.check_output(name, suffix, [source, model, utils.CLIP, utils.MODEL.with_suffix(".tflite")])
     rate = max(rate, 1 / every) if rate else 0.0
     net = utils.EmotionNet(model or None)
-    video = open_video(str(source), 0.0 if show or record else rate)
+    video = open_video(source, 0.0 if show or record else rate)
     print("Reading video stream ...\n", flush=True)
     answers, summary = run(video, every, rate, smoothing, all_faces, show, record, log, net)
     print(summary, file=sys.stderr)

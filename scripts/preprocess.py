@@ -39,7 +39,7 @@ def collect_crops(video, detector):
         times (n,) float64 of the faces in seconds, crops (n, 48, 48) uint8, and the time at which the video ended.
     """
     times, crops, seconds = [], [], 0.0
-    for seconds, frame in video:
+    for seconds, frame in utils.progress(video, "looking for faces"):
         faces = [face for face in detector.detect(frame) if share_inside(face, frame) >= WHOLE]
         if faces:
             times.append(seconds)
@@ -106,7 +106,7 @@ def main(source: str, output: str):
     folder = Path(output) if output else utils.RESULTS / "preprocessing_test"
     for path in folder.glob("image*.png"):
         utils.check_output(path, ".png", [source])
-    video = utils.Video(source if str(source) else utils.CLIP)
+    video = utils.Video(source or utils.CLIP)
     detector = utils.FaceDetector()
     print(f"Reading {utils.show_path(video.source)}, looking for faces with {detector.name} ...", flush=True)
     times, crops, end = collect_crops(video, detector)

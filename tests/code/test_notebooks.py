@@ -37,10 +37,11 @@ def small_parameters(small_fer2013, small_digits, recorded_stages, astronaut, tm
         "02_eda": data | {"epochs": 1, "output": str(tmp_path / "eda")},
         "03_cnn_iterations": data | small_run | {"run": str(tmp_path / "run"), "output": str(tmp_path / "model")},
         "04_transfer_learning": data | {"output": str(recorded_stages)},
-        "05_evaluation": data | {"verbose": True},
+        "05_evaluation": data | {"verbose": True, "limit": 40},
         "06_preprocessing_test": video | {"output": str(tmp_path / "faces")},
         "07_live_stream": video | {"every": 2.0},
         "08_adversarial_hack": data | smile,
+        "extra_bundled_clip": {},
     }
 
 
