@@ -60,6 +60,7 @@ notebooks: setup ## execute the notebooks with papermill into results/notebooks 
 	        02*) with="-p output ../results/eda";; \
 	        05*) with="-p verbose True -p limit 0 -p figures ../results";; \
 	        07*) with="-p source $(CLIP) -p output ../results";; \
+	        08*) with="-p output ../results/hack_cnn";; \
 	        *) with="";; esac; \
 	    $(PY) -m papermill -k python3 --cwd notebooks $$with $$notebook runs/notebooks/$$name && \
 	    mv runs/notebooks/$$name results/notebooks/$$name || exit 1; done

@@ -21,7 +21,6 @@ import sys
 import tarfile
 import threading
 import time
-import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager, redirect_stdout
@@ -1339,6 +1338,24 @@ def draw_panel(faces, height):
 # -------------------------------------------------------------------------------------------- plots and progress
 
 
+class _Line:
+    """A file for tqdm whose one line is replaced in the notebook, so that a page keeps only what it says in the end."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        from IPython.display import display
+
+        self._shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text):
+        if text.strip():
+            self._shown.update({"text/plain": text.strip()}, raw=True)
+
+    def flush(self):
+        pass
+
+
 def progress(steps=None, words="", total=None):
     """Return `steps` with a bar that says how far they are, in a notebook and on a terminal, as a tqdm object.
 
@@ -1347,12 +1364,11 @@ def progress(steps=None, words="", total=None):
         words: what is being done.
         total: number of steps, where `steps` has no length.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tqdm misses ipywidgets: without them the bar is text, which will do
-        from tqdm.auto import tqdm
+    from tqdm import tqdm
 
-    seen = "ipykernel" in sys.modules or sys.stderr.isatty()
-    return tqdm(steps, desc=words, total=total, disable=not seen)
+    in_notebook = "ipykernel" in sys.modules
+    shown = in_notebook or sys.stderr.isatty()
+    return tqdm(steps, desc=words, total=total, file=_Line() if in_notebook else sys.stderr, disable=not shown)
 
 
 def show_fig(figure, words):

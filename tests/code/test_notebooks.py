@@ -1,5 +1,6 @@
 """papermill executes every notebook, with small parameters; scripts tell their parameters."""
 
+import re
 import shutil
 
 import cv2
@@ -30,11 +31,11 @@ def small_parameters(small_fer2013, small_digits, recorded_stages, astronaut, tm
     small_run = {"iteration": "plain", "epochs": 1, "batch_size": 32, "precision": "float32"}
     cv2.imwrite(str(tmp_path / "smile.png"), astronaut)
     smile = {"image": str(tmp_path / "smile.png"), "output": str(tmp_path / "hacked")}
-    digits = {"data": str(small_digits), "output": str(tmp_path / "mnist")}
+    digits = {"data": str(small_digits)}
     return {
         "00_get_data": {"only_detector": True, "data": str(tmp_path), "detector_source": "http://127.0.0.1:9/x"},
         "01_mnist_warmup": digits | {"epochs": 1, "long_epochs": 1},
-        "02_eda": data | {"epochs": 1, "output": str(tmp_path / "eda")},
+        "02_eda": data | {"epochs": 1},
         "03_cnn_iterations": data | small_run | {"run": str(tmp_path / "run"), "output": str(tmp_path / "model")},
         "04_transfer_learning": data | {"output": str(recorded_stages)},
         "05_evaluation": data | {"verbose": True, "limit": 40},
@@ -57,9 +58,48 @@ def execute(notebook, parameters, output):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_executes_it(notebook, small_parameters, tmp_path):
+    """Each figure has words for those who cannot see it, no cell floods the page, and the results stay as they are."""
+    results = {path: path.stat().st_mtime_ns for path in utils.RESULTS.rglob("*")}
     executed = execute(notebook, small_parameters[notebook.stem], tmp_path / "executed.ipynb")
-    outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
+    cells = [cell.outputs for cell in executed.cells if cell.cell_type == "code"]
+    outputs = sum(cells, [])
     assert outputs
+    for output in outputs:
+        for kind in output.get("data", {}).keys() & {"image/png", "image/jpeg"}:
+            assert output.metadata[kind]["alt"]
+    for cell in cells:
+        assert sum(output.get("text", "").count("\n") for output in cell) < 100
+    assert {path: path.stat().st_mtime_ns for path in utils.RESULTS.rglob("*")} == results
+
+
+@pytest.mark.parametrize(("name", "folder"), [("02_eda", "output"), ("05_evaluation", "figures")])
+def test_the_same_input_gives_the_same_files(name, folder, small_parameters, tmp_path):
+    files = []
+    for run in (tmp_path / "first", tmp_path / "second"):
+        execute(NOTEBOOKS[int(name[:2])], small_parameters[name] | {folder: str(run)}, tmp_path / "executed.ipynb")
+        files.append({str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()})
+    first, second = files
+    assert first and first.keys() == second.keys()
+    assert [path for path in first if first[path] != second[path]] == []
+
+
+def test_a_page_leads_to_the_one_before_and_the_one_after():
+    pages = [path for path in NOTEBOOKS if path.name[0].isdigit()]
+    for before, page, after in zip([None, *pages], pages, [*pages[1:], None], strict=False):
+        last = nbformat.read(page, as_version=4).cells[-1].source
+        for word, other in (("Before", before), ("Next", after)):
+            assert not other or f"{word}: [{other.stem}]({other.name})" in last, f"{page.name} ends in {last!r}"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papers_and_notebooks_that_are_named_are_links(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert re.findall(r"(?<!\[)arXiv:\S+|doi 10\.\S+", text) == []
+    stems = "|".join(path.stem for path in NOTEBOOKS)
+    assert re.findall(rf"(?<![\[(/\w])(?:{stems})(?!\.ipynb)", text) == []
+    for link in re.findall(r"\]\(([^):#]+)\)", text):
+        assert (notebook.parent / link).exists(), link
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
