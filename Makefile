@@ -6,7 +6,7 @@ ARGS ?=
 CLIP := ../results/preprocessing_test/input_video.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup live preprocess predict train data scripts notebooks lab test lint bench clean
+.PHONY: help setup live preprocess predict train data scripts notebooks report lab test lint bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ notebooks: setup ## execute the notebooks with papermill into results/notebooks 
 	        *) with="";; esac; \
 	    $(PY) -m papermill -k python3 --cwd notebooks $$with $$notebook runs/notebooks/$$name && \
 	    mv runs/notebooks/$$name results/notebooks/$$name || exit 1; done
+
+report: setup ## write the executed notebooks as a web site: results/report/index.html
+	@$(PY) tools/report.py $(ARGS)
 
 test: setup data/models/tried lint ## run all tests (10 to 25 minutes on two cores)
 	$(PY) -m pytest $(ARGS)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 
@@ -41,6 +42,18 @@ def run_script(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that Playwright drives; it asks for nothing but what its pages ask for."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not there: `make setup` installs it")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("Chromium is not there: `apt install chromium`")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--disable-gpu", "--disable-quic", "--disable-sync", "--disable-background-networking"]
+        yield playwright.chromium.launch(executable_path=chromium, args=flags)
 
 
 def load_script(name):
