@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing, contextmanager
 
@@ -25,11 +24,17 @@ live_stream = load_script("predict_live_stream")
 
 
 @pytest.fixture(scope="module")
-def clip_run(tmp_path_factory):
+def has_webcam():
+    return cv2.VideoCapture(0).isOpened()
+
+
+@pytest.fixture(scope="module")
+def clip_run(has_webcam, tmp_path_factory):
     """The bundled clip once through the script, with a log and a recording: the process, the rows and the video."""
     folder = tmp_path_factory.mktemp("clip")
-    command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", utils.CLIP, "--log", "log.csv"]
-    process = subprocess.run([*command, "--record", "out.mp4"], cwd=folder, capture_output=True, text=True, timeout=120)
+    source = ["--source", utils.CLIP] if has_webcam else []  # without one, the clip is played
+    command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, *source, "--log", "log.csv", "--record", "out.mp4"]
+    process = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     with open(folder / "log.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return process, rows, folder / "out.mp4"
@@ -77,13 +82,13 @@ def test_the_recording_is_as_long_as_the_stream(clip_run):
     assert frames[0].shape == (480, 640 + 230, 3)
 
 
-def test_without_a_webcam_the_clip_is_played_and_a_message_says_so(run_script):
-    if cv2.VideoCapture(0).isOpened():
+def test_without_a_webcam_the_clip_is_played_and_a_message_says_so(clip_run, has_webcam):
+    if has_webcam:
         pytest.skip("there is a webcam")
-    process = run_script(SCRIPT, "--every", 10)
+    process, _, _ = clip_run
     assert process.returncode == 0
     assert "No webcam" in process.stderr and "bundled clip" in process.stderr
-    assert process.stdout.count("Preprocessing ...") == 2
+    assert process.stdout.count("Preprocessing ...") == 20
 
 
 def test_every_and_all_faces(run_script, write_video, astronaut, hopper):
@@ -110,7 +115,7 @@ def test_starts_no_tensorflow_and_no_plotting(write_video):
         f"try: runpy.run_path({str(utils.ROOT / 'scripts' / SCRIPT)!r}, run_name='__main__')\n"
         "finally: print(sorted({'tensorflow', 'keras', 'matplotlib', 'pandas'} & set(sys.modules)))"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert process.stdout.endswith("[]\n"), process.stdout + process.stderr
 
 
@@ -128,25 +133,30 @@ def test_ctrl_c_ends_a_stream_with_a_summary_and_keeps_the_recording(tmp_path):
             for _ in range(12):  # until the third answer is there, a second after the one before
                 process.stdout.readline()
             process.send_signal(signal.SIGINT)
-            _, errors = process.communicate(timeout=20)
+            _, errors = process.communicate()
         finally:
             process.kill()
     assert process.returncode == 0
     lines = [line for line in errors.splitlines() if "Haar" not in line]
-    assert len(lines) == 1 and re.fullmatch(r"[0-9] s of video in \d+ frames, an answer every 1 s", lines[0]), errors
+    assert len(lines) == 1 and re.fullmatch(r"\d+ s of video in \d+ frames, an answer every 1 s", lines[0]), errors
     assert sum(1 for _ in utils.Video(tmp_path / "out.mp4")) > 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4"]
 
 
-def test_a_camera_is_told_by_the_clock_and_its_loss_is_reported(run_script):
+def test_a_camera_is_told_by_the_clock_and_its_loss_is_reported():
     with serve_mjpeg(numbered_frames(25), seconds_per_frame=0.04) as (url, server):
-        threading.Timer(6.0, server.shutdown).start()
-        before = time.strftime("%H:%M")
-        process = run_script(SCRIPT, "--source", url, timeout=60)
-    assert process.stdout.split("\n\n")[1].split("\n")[1][:5] in (before, time.strftime("%H:%M"))
-    assert process.stdout.count("no face") >= 3  # it was opened again while the server was there
+        command, before = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", url], time.strftime("%H:%M")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            lines = (line for line in process.stdout if "no face" in line)
+            answers = [next(lines) for _ in range(3)]  # the stream has a second of frames: it was opened again
+            server.shutdown()
+            _, errors = process.communicate()
+        finally:
+            process.kill()
+    assert answers[0][:5] in (before, time.strftime("%H:%M"))
     assert process.returncode == 1
-    assert re.match("error: the stream stopped, and http://127.0.0.1", process.stderr.splitlines()[-1])
+    assert re.match("error: the stream stopped, and http://127.0.0.1", errors.splitlines()[-1])
 
 
 def test_bad_input_is_one_clear_line(run_script, tmp_path, write_video, build_small_model):
@@ -185,7 +195,7 @@ def test_show_without_a_screen_says_what_to_do(run_script, write_video, display)
 
 def test_a_reader_who_has_had_enough_is_no_error():
     command = f"{sys.executable} {utils.ROOT / 'scripts' / SCRIPT} --source {utils.CLIP} | head -n 1"
-    process = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert process.stdout == "Reading video stream ...\n" and "rror" not in process.stderr
 
 
@@ -199,9 +209,7 @@ def test_the_clip_without_yunet_gives_eighteen_answers(tmp_path):
         "utils.YUNET = utils.ROOT / 'missing.onnx'\n"
         f"runpy.run_path({str(utils.ROOT / 'scripts' / SCRIPT)!r}, run_name='__main__')\n"
     )
-    process = subprocess.run(
-        [sys.executable, code, "--source", utils.CLIP], capture_output=True, text=True, timeout=120
-    )
+    process = subprocess.run([sys.executable, code, "--source", utils.CLIP], capture_output=True, text=True)
     assert process.stdout.count("%") >= 18
     assert "Haar" in process.stderr.splitlines()[0]
 
@@ -275,7 +283,7 @@ def test_a_signal_ends_a_stream_like_ctrl_c(tmp_path, name):
     with recording(tmp_path) as process:
         process.send_signal(getattr(signal, name))
         process.send_signal(getattr(signal, name))  # a shell and the system may both send one
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate()
     assert process.returncode == 0 and re.search(r"s of video in \d+ frames", errors), errors
     assert sum(1 for _ in utils.Video(tmp_path / "out.mp4")) > 5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4"]
@@ -284,7 +292,7 @@ def test_a_signal_ends_a_stream_like_ctrl_c(tmp_path, name):
 def test_a_reader_who_goes_away_leaves_the_recording(tmp_path):
     with recording(tmp_path) as process:
         process.stdout.close()
-        process.wait(timeout=30)
+        process.wait()
         process.stdout = None
     assert process.returncode == 0
     assert sum(1 for _ in utils.Video(tmp_path / "out.mp4")) > 5
@@ -366,7 +374,7 @@ def test_a_checkout_whose_folder_is_not_utf_8_reads_videos_and_says_what_it_cann
 
     def run(*arguments):
         command = [sys.executable, script, *arguments]
-        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+        return subprocess.run(command, capture_output=True, encoding="utf-8")
 
     assert run("--source", tmp_path / "video.mp4").stdout.count("no face") == 2
     assert_one_clear_line(run("--source", os.path.join(folder, b"video.mp4")), "is not UTF-8", "rename")
