@@ -68,8 +68,11 @@ notebooks: setup ## execute the notebooks with papermill into results/notebooks 
 report: setup ## write the executed notebooks as a web site: results/report/index.html
 	@$(PY) tools/report.py $(ARGS)
 
-test: setup data/models/tried lint ## run all tests (10 to 25 minutes on two cores)
-	$(PY) -m pytest $(ARGS)
+# Two processes share the test files, each with one thread: more threads than cores only wait for each other.
+THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENCV_FOR_THREADS_NUM=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
+
+test: setup data/models/tried lint ## run all tests in two processes (ARGS="-n 4" for four)
+	$(THREADS) $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## check the style of notebooks, scripts and tests
 	$(PY) -m ruff check .
