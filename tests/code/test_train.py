@@ -63,7 +63,7 @@ def test_one_command_makes_the_model_from_train_csv_and_nothing_else(bare_projec
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
         "my_own_model.pkl", "my_own_model.tflite", "my_own_model.json", "my_own_model_architecture.txt",
-        "iterations.csv", "logs/adapted.csv",
+        "iterations.csv", "logs/adapted.csv", "SHA256SUMS",
     }  # fmt: skip
     assert pd.read_csv(results / "logs" / "adapted.csv")["side"].tolist() == [32, 32, 48]
     report = json.loads((results / "my_own_model.json").read_text())
