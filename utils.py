@@ -1,8 +1,8 @@
 """What the notebooks, the scripts and the tests share, in the order of the way from a frame to a word.
 
-Paths, errors, data, faces, tracks, video, models, pictures, plots. Importing it has no effects: no seed is set, no
-style is changed, and TensorFlow, pandas and matplotlib are imported only by the functions that need them, because the
-live stream must start at once.
+Paths, errors, data, faces, tracks, video, models, stream, pictures, plots. Importing it has no effects: no seed is set,
+no style is changed, and TensorFlow, pandas and matplotlib are imported only by the functions that need them, because
+the live stream must start at once.
 """
 
 import csv
@@ -791,9 +791,12 @@ class Video:
         patience: seconds to wait for a camera or stream that gives nothing.
         rate: frames a second that are given, the first of each interval; the others are not even decoded as far as
             that can be avoided. 0 for all.
+        start: seconds of a file; earlier frames are not given.
+        threads: that decode; 0 for as many as OpenCV likes.
 
     Attributes:
         fps: frames a second that the source has.
+        length: seconds that the file says to have, which may be wrong; 0 if it says nothing.
         is_live: whether it is a camera or an endless stream.
         opened: time.time() of the first frame.
 
@@ -804,9 +807,10 @@ class Video:
         for seconds, frame in Video("clip.mp4"): ...
     """
 
-    def __init__(self, source, patience=5.0, rate=0.0):
+    def __init__(self, source, patience=5.0, rate=0.0, start=0.0, threads=0):
         _quiet_opencv()
         self.source, self.patience, self.rate = str(source).strip(), patience, rate
+        self.start, self.threads = start, threads
         self.is_camera = self.source.isdecimal() and len(self.source) < 6
         self.is_url = "://" in self.source
         if self.is_url:
@@ -827,6 +831,7 @@ class Video:
             self.fps = 25.0
         # An endless stream has no number of frames; a file behind a URL has one and is read as a file.
         self.is_live = self.is_camera or (self.is_url and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0)
+        self.length = max(0.0, self._capture.get(cv2.CAP_PROP_FRAME_COUNT) / self.fps)
 
     def _check_file(self):
         shown = show_path(self.source)
@@ -842,7 +847,8 @@ class Video:
             return cv2.VideoCapture(int(self.source))
         limit = round(self.patience * 1000)
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-        return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, timeouts if self.is_url else [])
+        options = [cv2.CAP_PROP_N_THREADS, self.threads] if self.threads else []
+        return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, options + (timeouts if self.is_url else []))
 
     def _unreadable(self, waited):
         if self.is_camera:
@@ -859,8 +865,27 @@ class Video:
         first, self._first = self._first, None
         return self._newest(first) if self.is_live else self._every(first)
 
+    def _seek(self):
+        """Go to a frame before `start`, and grab it.
+
+        Of some files OpenCV finds a later frame than it was asked for. The time that it tells then is true, and it is
+        asked for an earlier one.
+        """
+        early = 1.0
+        while early < self.start:
+            self._capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - early))
+            if self._capture.grab() and 0 < self._capture.get(cv2.CAP_PROP_POS_MSEC) <= 1000 * self.start:
+                return
+            early *= 4
+        self._capture.release()
+        self._capture = self._open()
+        self._capture.grab()
+
     def _every(self, frame):
         schedule, seconds, lost = Schedule(self.rate), -1 / self.fps, 0.0
+        if self.start:
+            self._seek()
+            frame = None
         try:
             for failed in self._grabs():
                 position = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -869,7 +894,7 @@ class Video:
                 seconds = max(position, 0.0) if position > seconds else seconds + 1 / self.fps
                 if failed:  # and the times go on as if there had been nothing, in some containers
                     lost += max(failed / self.fps, seconds - before - 1 / self.fps)
-                if schedule.is_due(seconds):
+                if seconds > self.start - 1e-6 and schedule.is_due(seconds):
                     frame = self._capture.retrieve()[1] if frame is None else frame
                     if frame is not None:
                         yield seconds, frame
@@ -888,7 +913,8 @@ class Video:
 
         A frame that cannot be read is not the end while, with it, there are fewer than the file says to hold.
         """
-        count, tried, failed, since = self._capture.get(cv2.CAP_PROP_FRAME_COUNT), 1, 0, time.monotonic()
+        count, failed, since = self._capture.get(cv2.CAP_PROP_FRAME_COUNT), 0, time.monotonic()
+        tried = 1 + (self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * self.fps if self.start else 0)
         yield 0
         while True:
             tried += 1
@@ -1147,6 +1173,47 @@ def calibration_error(probabilities, labels, bins=15):
     """Return the expected calibration error, 0 to 1: the gap in `reliability`, averaged over all predictions."""
     confidence, accuracy, count = reliability(probabilities, labels, bins)
     return float((np.abs(confidence - accuracy) * count).sum() / count.sum())
+
+
+# -------------------------------------------------------------------------------------------------------- stream
+
+CLEARLY_LARGER = 1.25  # by this factor a face is, so that the answer is about it from now on
+
+
+def put_first(tracks, answered):
+    """Move the answered track to the front of a list of Track, unless the largest one is clearly larger."""
+    stays = [track for track in tracks if track.id == answered]
+    if not stays or tracks[0].face.side > CLEARLY_LARGER * stays[0].face.side:
+        return tracks
+    return stays + [track for track in tracks if track.id != answered]
+
+
+def analyse(video, detector, net, smoothing=0.5, rate=10.0):
+    """Follow the faces of a video and classify them.
+
+    Args:
+        video: iterable of (seconds, frame), such as Video.
+        detector: FaceDetector.
+        net: EmotionNet.
+        smoothing: time constant in seconds of the average over the frames of a face; 0 for single frames.
+        rate: frames a second that are analysed; 0 for every frame.
+
+    Yields:
+        seconds, frame, and for each face its id, its Face and its (7,) probabilities. The face that is answered
+        for comes first, then the largest. Frames between those that are analysed have the faces of the last one.
+    """
+    follower, schedule, faces, answered = FaceFollower(detector), Schedule(rate), [], None
+    for seconds, frame in video:
+        frame = to_bgr(frame)
+        if schedule.is_due(seconds):
+            tracks = put_first(follower.update(frame, seconds), answered)
+            waiting = {track.id for track in follower.tracker.tracks} - {track.id for track in tracks}
+            if tracks and answered not in waiting:
+                answered = tracks[0].id
+            probabilities = net.predict([crop_face(frame, track.face) for track in tracks])
+            pairs = zip(tracks, probabilities, strict=True)
+            faces = [(track.id, track.face, track.blend(p, seconds, smoothing)) for track, p in pairs]
+        yield seconds, frame, faces
 
 
 # ------------------------------------------------------------------------------------------------------ pictures
