@@ -41,6 +41,7 @@ def small_parameters(small_fer2013, small_digits, recorded_stages, astronaut, tm
         "06_preprocessing_test": video | {"output": str(tmp_path / "faces")},
         "07_live_stream": video | {"every": 2.0},
         "08_adversarial_hack": data | smile,
+        "09_video_archive": {"output": str(tmp_path / "archive"), "every": 0.5, "workers": 2},
     }
 
 
@@ -56,6 +57,8 @@ def execute(notebook, parameters, output):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_executes_it(notebook, small_parameters, tmp_path):
+    if notebook.stem == "09_video_archive":
+        pytest.importorskip("distributed", reason="Dask is not there: `make archive` installs it")
     executed = execute(notebook, small_parameters[notebook.stem], tmp_path / "executed.ipynb")
     outputs = [output for cell in executed.cells if cell.cell_type == "code" for output in cell.outputs]
     assert outputs
