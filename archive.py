@@ -257,8 +257,8 @@ def annotate(request):
     if told.get("request") == request:  # a worker may be lost after that, and its tasks are given to another one
         return told
     options = {name: signature[name] for name in ("every", "rate", "smoothing")}
-    run_up = max(RUN_UP, 10 * options["smoothing"])
-    video = utils.Video(signature["video"], rate=options["rate"], start=max(0.0, start - run_up), threads=1)
+    early = max(0.0, start - max(RUN_UP, 10 * options["smoothing"]))
+    video = utils.Video(signature["video"], rate=options["rate"], start=early, threads=1)
     if not start and stop is None and 0 < 1.5 * 60 * signature["segment"] < video.length:
         return {"length": video.length}
     stop = float("inf") if stop is None else stop

@@ -716,7 +716,8 @@ class FaceFollower:
     """Finds and follows the faces of a stream, coarse to fine.
 
     In every frame a small picture is searched, and the surroundings of each followed face that is too small for it.
-    A fine picture is searched every `interval` seconds, and at once when a face that was followed is missing.
+    A fine picture is searched every `interval` seconds, and at once when a face that was followed is missing. When is
+    told by the time alone, so that a stream which is read from a later time on is soon searched like the whole one.
 
     Args:
         detector: FaceDetector.
@@ -724,19 +725,18 @@ class FaceFollower:
     """
 
     def __init__(self, detector, interval=0.5):
-        self.detector, self.interval = detector, interval
+        self.detector = detector
         self.tracker = FaceTracker()
-        self._followed, self._searched = [], -math.inf
+        self._followed, self._schedule = [], Schedule(1 / interval)
 
     def update(self, frame, seconds):
         """Return the list of Track in a frame, the largest face first; `seconds` is its time, and must not fall."""
-        fine = seconds - self._searched > self.interval - 1e-6
+        fine = self._schedule.is_due(seconds)
         if not fine:
             faces = self._look_again(frame, seconds)
             found = self.tracker.match(faces, seconds).values()
             fine = any(all(track is not other for other in found) for track in self._followed)
         if fine:
-            self._searched = seconds
             faces = self.detector.detect(frame, (self.detector.coarse, self.detector.fine))
         self._followed = self.tracker.update(faces, seconds)
         return self._followed
