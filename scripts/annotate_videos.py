@@ -267,7 +267,7 @@ def main(
     memory: float,
     model: str,
 ):
-    least = {"every": 1e-3, "rate": 0, "smoothing": 0, "segment": 0, "workers": 0, "memory": 0.1}
+    least = {"every": 1e-3, "rate": 0, "smoothing": 0, "segment": 0, "workers": 0, "memory": 1}
     for name, value in zip(least, (every, rate, smoothing, segment, workers, memory), strict=True):
         if not least[name] <= value < float("inf"):
             raise utils.InputError(f"--{name} is {value}; expected {least[name]:g} or more")
