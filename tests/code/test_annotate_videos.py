@@ -246,9 +246,9 @@ def test_a_cluster_that_is_there_is_used_or_refused_with_a_reason(archive_run, r
 
 
 def test_a_recording_that_takes_too_much_memory_fails_alone(recordings, tmp_path):
-    huge = write_frames(tmp_path / "huge.avi", [np.full((6000, 8000, 3), 90, np.uint8)], codec="MJPG")
+    huge = write_frames(tmp_path / "huge.avi", [np.full((9000, 12000, 3), 90, np.uint8)] * 3, codec="MJPG")
     output = tmp_path / "output"
-    process = run("--videos", huge, recordings[1][0], "--output", output, "--memory", 1.5, "--workers", 1)
+    process = run("--videos", huge, recordings[1][0], "--output", output, "--memory", 1.2, "--workers", 1)
     assert process.returncode == 1 and read_failures(output).keys() == {"huge.avi"}
     assert len(parts(output)) == 1
 
