@@ -21,7 +21,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 import archive
 import utils
@@ -198,7 +198,7 @@ def complete(data_set, workers, scheduler, files):
                     bar.write(answer["said"], file=sys.stderr)
                 bar.total = max(done, (data_set.seconds() or 0) / 3600) or None
                 hours = (time.monotonic() - began) / 3600
-                bar.set_postfix_str(f"{(done - initial) / hours:.0f} h of video an hour", refresh=False)
+                bar.set_postfix_str(f"{(done - initial) / hours:.1f} h of video an hour", refresh=False)
                 bar.update(done - bar.n)
 
 
