@@ -17,9 +17,8 @@ import numpy as np
 
 import utils
 
-with utils.quiet_tensorflow():
-    import keras
-    from keras import layers
+keras = utils.import_keras()
+layers = keras.layers
 
 # -------------------------------------------------------------------------------------------------------- recipe
 
@@ -553,7 +552,13 @@ def predict(model, images):
 
 
 def scores(probabilities, labels):
-    """Return the accuracy, 0 to 1, and the mean cross-entropy in nats of (n, 7) probabilities."""
+    """Return the accuracy, 0 to 1, and the mean cross-entropy in nats of (n, 7) probabilities.
+
+    Raises:
+        InputError: some of them are NaN.
+    """
+    if not np.isfinite(probabilities).all():
+        raise utils.InputError("the network answers with NaN, since its training diverged: try --precision float32")
     right = np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), 1e-12)
     return round(float((probabilities.argmax(axis=1) == labels).mean()), 4), round(float(-np.log(right).mean()), 4)
 

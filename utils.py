@@ -5,23 +5,29 @@ no style is changed, and TensorFlow, pandas and matplotlib are imported only by 
 the live stream must start at once.
 """
 
+import ast
 import csv
 import functools
 import gzip
+import hashlib
 import io
 import logging
 import math
 import os
 import pickle
+import pickletools
 import re
+import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
+import warnings
 import zipfile
-import zlib
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,11 +43,13 @@ RUNS = ROOT / "runs"  # checkpoints and logs of trainings: large, temporary, not
 RESULTS = ROOT / "results"
 MODEL = RESULTS / "model" / "my_own_model.pkl"
 PRE_TRAINED_MODEL = MODEL.with_name("pre_trained_model.pkl")
-CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/06_preprocessing_test
+CLIP = RESULTS / "preprocessing_test" / "input_video.mp4"  # made in notebooks/extra_bundled_clip
 YUNET = DATA / "models" / "face_detection_yunet_2023mar.onnx"
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 
 EMOTIONS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")  # FER2013's labels 0 to 6
 SIDE = 48  # pixels, both sides of a FER2013 face
+MAX_BYTES = 2_000_000_000  # of what is read or unpacked at once; all files of FER2013 together have less than 1 GB
 
 
 def show_path(path):
@@ -76,6 +84,12 @@ def opencv_path(path):
 
 class InputError(ValueError):
     """Something that the user gave cannot be used; the message says what, what was expected, and what to do."""
+
+
+def shorten(text, most=80):
+    """Return text, such as the message of a library, as one line of at most `most` characters."""
+    text = " ".join(str(text).split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def run_script(main, parse_args):
@@ -129,32 +143,55 @@ def check_output(path, suffix, inputs):
         inputs: paths of what is read, also what is no file, such as a camera's number.
 
     Raises:
-        InputError: it is a folder, ends in another suffix, or is one of the inputs, by a link too.
+        InputError: it is a folder or a pipe, ends in another suffix, or is one of the inputs, by a link too.
     """
     path, shown = Path(path), show_path(path)
-    if path.suffix.lower() != suffix or path.is_dir():
+    if path.suffix.lower() != suffix or path.is_dir() or path.is_fifo():
         raise InputError(f"cannot write {shown}: expected the name of a file that ends in {suffix}")
     for other in inputs:
         if path.exists() and os.path.exists(other) and path.samefile(other):
             raise InputError(f"{shown} would be overwritten, and it is what is read: give the output another name")
 
 
-@contextmanager
-def replacing(path):
-    """Yield a temporary path beside `path` that takes its place when the block ends without an error.
+def check_parameters(notebook):
+    """Refuse what a notebook cannot take, as a script's command line does: called right after its `parameters` cell.
 
-    Whoever reads `path` finds the old file or the whole new one, never a half. A block that writes nothing changes
-    nothing.
+    That cell says with annotations which parameters there are. papermill runs what it was given in a cell of its own
+    after that one, where a mistyped name is only another variable. As on a command line, a whole number does for a
+    float or a text (`-p source 0`), and a text for a list of one.
+
+    Args:
+        notebook: its `globals()`; such values are replaced there.
+
+    Raises:
+        InputError: there is no such parameter, or it has another type.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # two processes may write at once
-    try:
-        yield temporary
-        if temporary.exists():
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    types = notebook["__annotations__"]
+    given = next((cell for cell in reversed(notebook["In"]) if cell.startswith("# Parameters\n")), "")
+    for name in [statement.targets[0].id for statement in ast.parse(given).body]:
+        if name not in types:
+            raise InputError(f"there is no parameter {name}; expected one of {', '.join(types)}")
+    expected = {bool: "True or False", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    for name, kind in types.items():
+        value = notebook[name]
+        if type(value) is int and kind in (float, str):
+            notebook[name] = kind(value)
+        elif type(value) is str and kind is list:
+            notebook[name] = [value]
+        elif type(value) is not kind:
+            raise InputError(f"parameter {name} is {value!r}; expected {expected[kind]}")
+
+
+def _lock(file):
+    """Lock an open file; OSError if another process has locked it, or where the file system knows no locks."""
+    if os.name == "nt":
+        import msvcrt  # there is no fcntl on Windows
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -164,20 +201,70 @@ def locked(folder):
     Raises:
         InputError: another process is in it.
     """
-    with open(Path(folder) / "lock", "w") as file:
+    path = Path(folder) / "lock"
+    with open(path, "w") as file:
         try:
-            if os.name == "nt":
-                import msvcrt  # there is no fcntl on Windows
-
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            _lock(file)
+            if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                raise FileNotFoundError  # the process before this one has just removed it
+        except (BlockingIOError, PermissionError, FileNotFoundError):
             shown = show_path(folder)
             raise InputError(f"{shown} is in use by another process: wait for it, or give another folder") from None
-        yield
+        except OSError:
+            pass  # a file system without locks
+        try:
+            yield
+        finally:
+            if os.name != "nt":  # Windows removes no open file
+                path.unlink(missing_ok=True)
+
+
+@functools.cache
+def remove_leftovers(folder):
+    """Remove what killed processes left of `temporary_folder` in a Path, once: there may be faces in it."""
+    for lock in folder.glob(".part-*/lock"):
+        try:
+            if time.time() - lock.stat().st_mtime < 1:
+                continue  # it is perhaps just being locked
+            with open(lock, "a") as file:
+                _lock(file)
+        except OSError:
+            continue  # its process is alive
+        shutil.rmtree(lock.parent, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(folder):
+    """Yield a new folder inside the Path `folder`: on the same disk, a file is moved to its place in one step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as name, locked(name):
+        new = folder / Path(name).name / "new"  # relative like `folder`
+        new.mkdir()
+        yield new
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary path that takes the place of `path` when the block ends without an error.
+
+    Whoever reads `path` finds the old file or the whole new one, never a half. A block that writes nothing changes
+    nothing. The new file has the mode of the old one, and a link stays a link.
+
+    Raises:
+        InputError: there is something at `path` that is no file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise InputError(f"cannot write {show_path(path)}: what is there is no file; give another name")
+    path = path.resolve() if path.is_symlink() else path
+    with temporary_folder(path.parent) as folder:
+        temporary = folder / path.name
+        yield temporary
+        if temporary.exists():
+            if path.exists():
+                shutil.copymode(path, temporary)
+            temporary.replace(path)
 
 
 # ---------------------------------------------------------------------------------------------------------- data
@@ -190,8 +277,8 @@ FER2013_CLASS_COUNTS = {  # by Usage, in the order of EMOTIONS; Goodfellow et al
 # The files that can hold a split, best first. train.csv has no test rows, so training never has to open them.
 # train.npz is cache/train.npz, the training rows in 53 MB, carried to another machine.
 FER2013_SOURCES = {
-    "train": ("train.csv", "icml_face_data.csv", "fer2013.tar.gz", "train.npz"),
-    "test": ("icml_face_data.csv", "fer2013.tar.gz", "test_with_emotions.csv"),
+    "train": ("train.csv", "icml_face_data.csv", "fer2013.csv", "fer2013.tar.gz", "train.npz"),
+    "test": ("icml_face_data.csv", "fer2013.csv", "fer2013.tar.gz", "test_with_emotions.csv"),
 }
 
 
@@ -201,11 +288,24 @@ def _parse_pixels(text, where):
     try:
         values = np.array(words, dtype=np.uint8)
     except (ValueError, OverflowError):
-        bad = next(i for i, word in enumerate(words) if not (word.isdecimal() and int(word) < 256))
-        raise InputError(f"{where}: pixel {bad} is {words[bad]!r}; expected whole numbers from 0 to 255") from None
+        bad = next(i for i, word in enumerate(words) if not (word.isdecimal() and len(word) < 4 and int(word) < 256))
+        shown = shorten(words[bad])
+        raise InputError(f"{where}: pixel {bad} is {shown!r}; expected whole numbers from 0 to 255") from None
     if len(values) != SIDE * SIDE:
         raise InputError(f"{where}: {len(values)} pixels; expected {SIDE * SIDE}, a {SIDE}x{SIDE} image")
     return values
+
+
+def _open_tar(path):
+    """Open a .tar.gz or .tar that has no more than MAX_BYTES; it is read to its end, where gzip keeps a checksum."""
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file = gzip.open(raw) if packed else raw
+        while file.read(1 << 20):
+            if file.tell() > MAX_BYTES:
+                raise InputError(f"{path} unpacks to more than {MAX_BYTES:,} bytes; FER2013 has less than 1 GB")
+    return tarfile.open(path, "r:gz" if packed else "r:")
 
 
 @contextmanager
@@ -213,26 +313,29 @@ def _open_csv(path):
     """Yield the open text of a CSV file, or of the only CSV inside a .tar.gz."""
     try:
         if path.name.endswith(".tar.gz"):
-            with tarfile.open(path) as archive:
-                members = [member for member in archive if member.name.endswith(".csv")]
-                while archive.fileobj.read(1 << 20):  # on to gzip's checksum, which stands behind the last member
-                    pass
+            with _open_tar(path) as archive:
+                members = [member for member in archive if member.name.endswith(".csv") and member.isfile()]
                 if len(members) != 1:
                     raise InputError(f"{path}: {len(members)} CSV files inside; expected one, fer2013.csv")
                 yield io.TextIOWrapper(archive.extractfile(members[0]), encoding="utf-8-sig")
         else:
+            if path.stat().st_size > MAX_BYTES:
+                raise InputError(f"{path} has more than {MAX_BYTES:,} bytes; FER2013 has less than 1 GB")
             with open(path, newline="", encoding="utf-8-sig") as file:  # with or without a byte order mark
                 yield file
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is broken ({error}); download it again with `make data`") from None
+    except Exception as error:  # a broken archive raises nearly anything
+        if isinstance(error, InputError) or (isinstance(error, OSError) and error.errno):
+            raise
+        raise InputError(f"{path} is broken ({shorten(error)}); download it again with `make data`") from None
 
 
 def read_fer2013_csv(path):
-    """Read one CSV file of FER2013, in any of the layouts in which it is handed round.
+    """Read one CSV file of FER2013, in any of the layouts in which it is handed round; blank lines are skipped.
 
     Args:
         path: train.csv (emotion,pixels), test.csv (pixels), test_with_emotions.csv (the same with emotions, sometimes
-            with an index column), icml_face_data.csv (emotion, Usage, pixels) or fer2013.tar.gz with that inside.
+            with an index column), icml_face_data.csv (emotion, Usage, pixels), fer2013.csv (emotion,pixels,Usage) or
+            fer2013.tar.gz with that inside.
 
     Returns:
         images (n, 48, 48) uint8, labels (n,) int64 or None, usage (n,) str or None.
@@ -243,25 +346,28 @@ def read_fer2013_csv(path):
     path = Path(path)
     images, labels, usages = [], [], []
     with _open_csv(path) as file:
-        rows = csv.reader(file)
+        reader = csv.reader(file)
+        rows = (row for row in reader if any(cell.strip() for cell in row))  # without the blank lines
         header = [name.strip().lower() for name in next(rows, [])]
         if "pixels" not in header:
             raise InputError(f"{path}: its first line is {','.join(header)[:60]!r}; expected a column named pixels")
         columns = {name: header.index(name) for name in ("pixels", "emotion", "usage") if name in header}
-        for number, row in enumerate(rows, start=2):
-            where = f"{path}, line {number}"
+        for row in rows:
+            where = f"{path}, line {reader.line_num}"
             if len(row) != len(header):
-                raise InputError(f"{where}: {len(row)} columns; expected {len(header)} ({', '.join(header)})")
+                names = shorten(", ".join(header))
+                raise InputError(f"{where}: {len(row)} columns; expected {len(header)} ({names})")
             images.append(_parse_pixels(row[columns["pixels"]], where))
             if "emotion" in columns:
                 emotion = row[columns["emotion"]].strip()
                 if emotion not in {"0", "1", "2", "3", "4", "5", "6"}:
-                    raise InputError(f"{where}: the emotion is {emotion!r}; expected 0 to 6")
+                    raise InputError(f"{where}: the emotion is {shorten(emotion)!r}; expected 0 to 6")
                 labels.append(int(emotion))
             if "usage" in columns:
                 usage = row[columns["usage"]].strip()
                 if usage not in FER2013_CLASS_COUNTS:
-                    raise InputError(f"{where}: Usage is {usage!r}; expected one of {', '.join(FER2013_CLASS_COUNTS)}")
+                    expected = ", ".join(FER2013_CLASS_COUNTS)
+                    raise InputError(f"{where}: Usage is {shorten(usage)!r}; expected one of {expected}")
                 usages.append(usage)
     if not images:
         raise InputError(f"{path}: no rows under the header; download it again with `make data`")
@@ -317,10 +423,12 @@ def _cached(source, cache, side):
     carried = source.suffix == ".npz"
     try:
         with np.load(source if carried else cache) as arrays:
+            if sum(member.file_size for member in arrays.zip.infolist()) > MAX_BYTES:
+                raise ValueError("it would fill the memory")
             if carried or str(arrays["signature"]) == signature:
                 images = np.cumsum(arrays["differences"], axis=2, dtype=np.uint8)
                 return images, arrays["labels"], arrays["usages"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # a damaged archive raises nearly anything
         if carried:
             raise InputError(f"{source} is broken; copy it again from data/cache, where the CSV files are") from None
         # There is none, or it is damaged: it is made anew.
@@ -335,10 +443,13 @@ def _cached(source, cache, side):
         images, labels, usages = images[keep], labels[keep], usages[keep]
     if not len(images):
         raise InputError(f"{source} has no rows of the {side} set; download it again with `make data`")
-    with replacing(cache) as path:
-        # Neighbouring pixels differ little: their differences, modulo 256, take a fifth less room.
-        differences = np.diff(images, axis=2, prepend=np.uint8(0))
-        np.savez_compressed(path, differences=differences, labels=labels, usages=usages, signature=signature)
+    # Neighbouring pixels differ little: their differences, modulo 256, take a fifth less room.
+    arrays = {"differences": np.diff(images, axis=2, prepend=np.uint8(0)), "labels": labels, "usages": usages}
+    try:
+        with replacing(cache) as path:
+            np.savez_compressed(path, **arrays, signature=signature)
+    except OSError:
+        pass  # a folder that cannot be written to, as Kaggle's input, goes without
     return images, labels, usages
 
 
@@ -440,6 +551,7 @@ class FaceDetector:
     Args:
         model: path of YuNet's ONNX file; YUNET if None. Where it is missing, the cascade is used.
         score: the smallest score of YuNet that counts as a face, 0 to 1.
+        trusted: whether an unknown file is opened at once, see `_try_in_child`.
 
     Attributes:
         name: "YuNet" or "Haar".
@@ -454,16 +566,19 @@ class FaceDetector:
     SMALLEST, LARGEST = 40, 300  # pixels of a face in the picture that is searched
     SURE_SIDE, SURE_SCORE = 48, 0.8  # a face of fewer pixels needs a score of as much: gravel has some with 0.72
 
-    def __init__(self, model=None, score=0.7):
+    def __init__(self, model=None, score=0.7, trusted=False):
         path = Path(model or YUNET)
         self.name = "YuNet" if path.is_file() else "Haar"
         if self.name == "YuNet":
             self.coarse, self.fine = 160, 1280
+            self._file = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
+            self._score, self._networks = score, {}
             try:
-                self._file = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
-                self._score, self._networks = score, {}
-                self._network(320, 320)
-            except cv2.error:
+                if not (trusted or _is_known(self._file)):
+                    _try_in_child("FaceDetector", path)
+                with quiet_stderr():
+                    self._detect_yunet(np.zeros((64, 64, 3), np.uint8))
+            except Exception:  # OpenCV raises several kinds
                 raise InputError(f"{path} is not YuNet's ONNX file; delete it and run `make data`") from None
         else:
             self.coarse, self.fine = 320, 640  # in a larger picture a cascade sees faces that are none
@@ -809,7 +924,9 @@ class Video:
 
     def __init__(self, source, patience=5.0, rate=0.0, start=0.0, threads=0):
         _quiet_opencv()
-        self.source, self.patience, self.rate = str(source).strip(), patience, rate
+        self.source, self.patience, self.rate = str(source), patience, rate
+        if not os.path.exists(self.source):  # a file's name may end in a blank
+            self.source = self.source.strip()
         self.start, self.threads = start, threads
         self.is_camera = self.source.isdecimal() and len(self.source) < 6
         self.is_url = "://" in self.source
@@ -847,8 +964,11 @@ class Video:
             return cv2.VideoCapture(int(self.source))
         limit = round(self.patience * 1000)
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
-        options = [cv2.CAP_PROP_N_THREADS, self.threads] if self.threads else []
-        return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, options + (timeouts if self.is_url else []))
+        if self.is_url:
+            return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, timeouts)
+        threads = [cv2.CAP_PROP_N_THREADS, self.threads] if self.threads else []
+        path = os.path.join(os.curdir, self.source)  # "a:b.mp4" alone is a protocol
+        return cv2.VideoCapture(path, cv2.CAP_FFMPEG, threads)
 
     def _unreadable(self, waited):
         if self.is_camera:
@@ -972,6 +1092,69 @@ def quiet_tensorflow():
         yield
 
 
+def import_keras():
+    """Import Keras and return it, with the settings that this project needs whatever ~/.keras/keras.json says.
+
+    Raises:
+        InputError: the backend that the environment or that file asks for is not there.
+    """
+    try:
+        with quiet_tensorflow():
+            import keras
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"Keras does not start ({shorten(error)}): KERAS_BACKEND or ~/.keras/keras.json names a backend that is "
+            "not installed; tensorflow is"
+        ) from None
+    keras.config.set_image_data_format("channels_last")
+    return keras
+
+
+def known_hashes():
+    """Return the SHA-256 of the model files that this project has made or checked, as a set of hexadecimal numbers."""
+    sums = MODEL.with_name("SHA256SUMS")
+    return {YUNET_SHA256, *(sums.read_text().split()[::2] if sums.is_file() else [])}
+
+
+def _is_known(content):
+    return hashlib.sha256(content).hexdigest() in known_hashes()
+
+
+def _try_in_child(kind, path):
+    """Open a model file in another process first: on some damaged files OpenCV crashes the process that it is in.
+
+    Args:
+        kind: name of the class that opens it, here.
+        path: of the file.
+
+    Raises:
+        RuntimeError, subprocess.TimeoutExpired: that process crashed, or hangs.
+    """
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import utils\n"
+        "try: getattr(utils, sys.argv[2])(sys.argv[3], trusted=True)\n"
+        "except utils.InputError: pass"
+    )
+    command = [sys.executable, "-P", "-c", code, ROOT, kind, path]  # -P: nothing is imported from the current folder
+    if subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=120).returncode:
+        raise RuntimeError(f"a process that opens {path} crashes")
+
+
+def _check_probabilities(probabilities, name):
+    """Raise InputError unless every row of (n, 7) adds up to 1: after a training that diverged they are NaN."""
+    sums = probabilities.sum(axis=1)
+    right = np.abs(sums - 1) < 1e-3
+    if not right.all():
+        raise InputError(
+            f"{name} answers with probabilities that add up to {sums[~right][0]:.3g}; expected 1: train it anew"
+        )
+
+
+def _probe_faces():
+    """Return (2, 48, 48) uint8, black and noise, of which every model must make something."""
+    return np.stack([np.zeros((SIDE, SIDE)), np.random.default_rng(0).integers(0, 256, (SIDE, SIDE))]).astype(np.uint8)
+
+
 def _tflite_input_shape(content):
     """Return the input shape in a .tflite file's bytes: OpenCV does not tell it, and takes other sizes without a word.
 
@@ -1004,26 +1187,32 @@ class EmotionNet:
 
     Args:
         path: a .tflite file; MODEL's if None.
+        trusted: whether an unknown file is opened at once, see `_try_in_child`.
 
     Raises:
         InputError: the file is missing, broken, or not a model of 48x48 grey faces and seven emotions.
     """
 
-    def __init__(self, path=None):
+    def __init__(self, path=None, trusted=False):
         path = Path(path or MODEL.with_suffix(".tflite"))
         if not path.is_file():
             raise InputError(f"no model at {path}: expected a .tflite file; {_trainer(path)} writes one")
+        content = np.fromfile(path, np.uint8)
         try:
-            content = np.fromfile(path, np.uint8)
-            self._net = cv2.dnn.readNetFromTFLite(content)
-        except cv2.error:
+            if not (trusted or _is_known(content)):
+                _try_in_child("EmotionNet", path)
+            with quiet_stderr():
+                self._net = cv2.dnn.readNetFromTFLite(content)
+                size = _tflite_input_shape(content)[1:]
+                answers = self.predict(_probe_faces()) if size == (SIDE, SIDE, 1) else None
+        except Exception:  # a damaged file raises nearly anything
             raise InputError(f"{path} is not a whole .tflite model; {_trainer(path)} writes one") from None
-        size = _tflite_input_shape(content)[1:]
-        if size != (SIDE, SIDE, 1):
+        if answers is None:
             raise InputError(f"{path} takes {'x'.join(map(str, size))}; expected {SIDE}x{SIDE}x1, grey faces")
-        outputs = self.predict(np.zeros((1, SIDE, SIDE), np.uint8)).shape[1]
-        if outputs != len(EMOTIONS):
-            raise InputError(f"{path} gives {outputs} values for a face; expected {len(EMOTIONS)}, one an emotion")
+        if answers.shape[1] != len(EMOTIONS):
+            count = answers.shape[1]
+            raise InputError(f"{path} gives {count} values for a face; expected {len(EMOTIONS)}, one an emotion")
+        _check_probabilities(answers, path)
 
     def predict(self, faces):
         """Return (n, 7) float32 probabilities, in the order of EMOTIONS, for (n, 48, 48) uint8 grey faces."""
@@ -1034,6 +1223,17 @@ class EmotionNet:
             self._net.setInput(cv2.dnn.blobFromImage(face))
             outputs.append(self._net.forward().reshape(-1))
         return np.stack(outputs)
+
+
+def _check_pickle(content):
+    """Raise pickle.UnpicklingError if a pickle has other or more opcodes than that of a Keras model, which has 40."""
+    needed = (
+        "PROTO FRAME MEMOIZE BINGET SHORT_BINUNICODE STACK_GLOBAL NONE BININT BININT1 BININT2 LONG1 BINBYTES BINBYTES8 "
+        "EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 NEWOBJ REDUCE BUILD STOP"
+    ).split()
+    for number, (opcode, _, _) in enumerate(pickletools.genops(content), 1):
+        if opcode.name not in needed or number > 100:
+            raise pickle.UnpicklingError(f"its opcode {number} is {opcode.name}, which no Keras model needs")
 
 
 class _ModelUnpickler(pickle.Unpickler):
@@ -1065,6 +1265,11 @@ class _ModelUnpickler(pickle.Unpickler):
     def _load(archive):
         from keras.src.saving import saving_lib  # what Keras' own unpickling calls, but there with safe_mode=False
 
+        with zipfile.ZipFile(archive) as members:
+            size = sum(member.file_size for member in members.infolist())
+        if size > MAX_BYTES:
+            raise pickle.UnpicklingError(f"it unpacks to {size:,} bytes; expected less than {MAX_BYTES:,}")
+        archive.seek(0)
         return saving_lib.load_model(archive, compile=False, safe_mode=True)
 
 
@@ -1083,43 +1288,65 @@ def load_model(path=None):
     path = Path(path or MODEL)
     if not path.is_file():
         raise InputError(f"no model at {path}: expected a .pkl file; {_trainer(path)} writes one")
-    with quiet_tensorflow():
-        import keras
-
+    if path.stat().st_size > MAX_BYTES:
+        raise InputError(f"{path} has more than {MAX_BYTES:,} bytes; expected a pickled Keras model of this project")
+    content = path.read_bytes()
     try:
-        with open(path, "rb") as file:
-            model = _ModelUnpickler(file).load()
+        _check_pickle(content)
+        keras = import_keras()
+        model = _ModelUnpickler(io.BytesIO(content)).load()
+    except InputError:
+        raise
     except Exception as error:  # a broken pickle raises nearly anything
-        raise InputError(f"{path} is not a whole pickled Keras model: {type(error).__name__}: {error}") from None
+        reason = f"{type(error).__name__}: {shorten(error, 120)}"
+        raise InputError(f"{path} is not a whole pickled Keras model: {reason}") from None
     if not isinstance(model, keras.Model):
         raise InputError(f"{path} holds a {type(model).__name__}; expected a pickled Keras model")
     shapes = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     expected = (None, SIDE, SIDE, 1), (None, len(EMOTIONS))
     if shapes != expected:
-        raise InputError(f"{path} maps {shapes[0]} to {shapes[1]}; expected {expected[0]} to {expected[1]}")
+        shown = " to ".join(shorten(shape, 40) for shape in shapes)
+        raise InputError(f"{path} maps {shown}; expected {expected[0]} to {expected[1]}")
+    answers = model(_probe_faces()[..., None].astype(np.float32), training=False)
+    _check_probabilities(keras.ops.convert_to_numpy(answers), path)
     return model
 
 
 def save_model(model, path):
     """Save a model as a pickle at `path` and, for OpenCV's dnn, as .tflite beside it.
 
+    SHA256SUMS, beside them too, gets the hash of the .tflite file: those of MODEL's folder are opened without ado.
+
     Raises:
+        InputError: the model answers with NaN; nothing is saved.
         RuntimeError: OpenCV reads the model as another function than Keras has; nothing is saved.
     """
     path = Path(path)
     faces = np.random.default_rng(0).integers(0, 256, (4, *model.input_shape[1:3])).astype(np.uint8)
+    expected = model.predict(faces[..., None].astype(np.float32), verbose=0)
+    _check_probabilities(expected, path)
     with replacing(path) as pickled, replacing(path.with_suffix(".tflite")) as exported:
         pickled.write_bytes(pickle.dumps(model))
         logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it tells of its temporary folders
         with redirect_stdout(io.StringIO()):
             model.export(exported, format="litert", verbose=False)
-        expected = model.predict(faces[..., None].astype(np.float32), verbose=0)
         # OpenCV's reader knows a part of the format; 4.14 drops the bias of a dense layer, for one, without a word.
-        difference = np.abs(EmotionNet(exported).predict(faces) - expected).max()
-        if difference > 1e-4:
+        difference = np.abs(EmotionNet(exported, trusted=True).predict(faces) - expected).max()
+        if not difference <= 1e-4:  # NaN, too
             raise RuntimeError(
                 f"OpenCV's probabilities differ by {difference:.2g} from Keras': build it of other layers"
             )
+    _record_hash(path.with_suffix(".tflite"))
+
+
+def _record_hash(path):
+    """Write the hash of a file into SHA256SUMS beside it, as `sha256sum` does."""
+    sums = path.with_name("SHA256SUMS")
+    lines = sums.read_text().splitlines() if sums.is_file() else []
+    lines = [line for line in lines if line.split()[1:] != [path.name]]
+    lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}")
+    with replacing(sums) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in sorted(lines)))
 
 
 def grad_cam(model, faces, classes):
@@ -1136,8 +1363,7 @@ def grad_cam(model, faces, classes):
     Returns:
         (n, 48, 48) float32, 0 to 1.
     """
-    with quiet_tensorflow():
-        import keras
+    keras = import_keras()
     if not len(faces):
         return np.empty((0, SIDE, SIDE), np.float32)
     weights = model.get_layer("emotion").get_weights()[0][0, 0]  # (channels, 7)
@@ -1233,6 +1459,25 @@ def quiet_stderr():
         os.close(stderr)
 
 
+def _check_pixels(content, path):
+    """Raise InputError if a picture file says to hold more pixels than Pillow allows: a small file can fill the memory.
+
+    Args:
+        content: (n,) uint8, the file's bytes.
+        path: of the file, for the message.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns at half as many
+            Image.open(io.BytesIO(content)).close()
+    except Image.DecompressionBombError as error:
+        raise InputError(f"no picture at {path}: {shorten(error, 120)}") from None
+    except Exception:
+        pass  # a kind that Pillow does not know; OpenCV has a bound of its own
+
+
 def read_picture(path):
     """Read a picture file as a viewer shows it: upright, white where it is transparent, the first one of several.
 
@@ -1244,11 +1489,12 @@ def read_picture(path):
         (h, w, 3) uint8 BGR.
 
     Raises:
-        InputError: there is no file, or no whole picture in it.
+        InputError: there is no file, no whole picture in it, or a picture of more than 179 million pixels.
     """
     if not Path(path).is_file():
         raise InputError(f"no picture at {path}: there is no such file")
     content = np.fromfile(path, np.uint8)  # OpenCV opens no path that is not UTF-8
+    _check_pixels(content, path)
     try:
         with quiet_stderr():
             raw, kinds, metadata = cv2.imdecodeWithMetadata(content, flags=cv2.IMREAD_UNCHANGED)
@@ -1372,7 +1618,51 @@ def draw_panel(faces, height):
     return panel
 
 
-# --------------------------------------------------------------------------------------------------------- plots
+# -------------------------------------------------------------------------------------------- plots and progress
+
+
+class _Line:
+    """A file for tqdm whose one line is replaced in the notebook, so that a page keeps only what it says in the end."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        from IPython.display import display
+
+        self._shown = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def write(self, text):
+        if text.strip():
+            self._shown.update({"text/plain": text.strip()}, raw=True)
+
+    def flush(self):
+        pass
+
+
+def progress(steps=None, words="", total=None, **options):
+    """Return `steps` with a bar that says how far they are, in a notebook and on a terminal, as a tqdm object.
+
+    Args:
+        steps: iterable; None for a bar that is moved with `update()`.
+        words: what is being done.
+        total: number of steps, where `steps` has no length.
+        options: others of tqdm.
+    """
+    from tqdm import tqdm
+
+    in_notebook = "ipykernel" in sys.modules
+    shown = in_notebook or sys.stderr.isatty()
+    options |= {"desc": words, "total": total, "disable": not shown}
+    return tqdm(steps, file=_Line() if in_notebook else sys.stderr, **options)
+
+
+def show_fig(figure, words):
+    """Show a matplotlib figure in a notebook, with words for those who cannot see it, which become its alt text."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    display(figure, metadata={"image/png": {"alt": words}})
+    plt.close(figure)
 
 
 def save_fig(figure, path):

@@ -9,6 +9,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
+def tell_in_one_line(kind, error, trace):
+    """Tell what ends the imports as utils.run_script tells what ends the rest: Ctrl-C, or a Keras that cannot start."""
+    if kind.__name__ not in ("KeyboardInterrupt", "InputError"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print("interrupted" if kind is KeyboardInterrupt else f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.excepthook = tell_in_one_line
+
 import glob
 import hashlib
 import importlib.util
@@ -20,8 +32,6 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-
-from tqdm import tqdm
 
 import archive
 import utils
@@ -191,7 +201,8 @@ def complete(data_set, workers, scheduler, files):
     done = sum(data_set.lengths.values()) / 3600  # hours of video
     with open_cluster(workers, scheduler, files) as client:
         began, initial = time.monotonic(), done
-        with tqdm(initial=done, total=(data_set.seconds() or 0) / 3600 or None, bar_format=BAR, unit_scale=True) as bar:
+        total = (data_set.seconds() or 0) / 3600 or None
+        with utils.progress(total=total, initial=done, bar_format=BAR, unit_scale=True) as bar:
             for request, answer in do_requests(client, data_set.requests, str(utils.ROOT)):
                 done += data_set.take(request, answer) / 3600
                 if answer.get("said"):

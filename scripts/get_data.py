@@ -7,17 +7,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
+def tell_in_one_line(kind, error, trace):
+    """Tell what ends the imports as utils.run_script tells what ends the rest: Ctrl-C, or a Keras that cannot start."""
+    if kind.__name__ not in ("KeyboardInterrupt", "InputError"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print("interrupted" if kind is KeyboardInterrupt else f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.excepthook = tell_in_one_line
+
 import hashlib
-import lzma
 import os
 import pathlib
 import shutil
 import socket
 import stat
 import tarfile
-import tempfile
 import zipfile
-import zlib
 
 import numpy as np
 
@@ -32,7 +41,7 @@ KAGGLE = "https://www.kaggle.com/c/challenges-in-representation-learning-facial-
 YUNET_SOURCE = (
     "https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/face_detection_yunet_2023mar.onnx"
 )
-YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+YUNET_SHA256 = utils.YUNET_SHA256
 KAGGLE_DIGITS = "https://www.kaggle.com/c/digit-recognizer/data"
 MNIST_SOURCE = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"  # that of keras.datasets.mnist
 MNIST_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"
@@ -53,9 +62,7 @@ def download(url, folder, timeout, sha256=None):
     Raises:
         utils.InputError: it cannot be had, breaks off, or is another file.
     """
-    with utils.quiet_tensorflow():
-        import keras
-
+    keras = utils.import_keras()
     if not sys.stdout.isatty():  # in a log, a progress bar is a thousand lines
         keras.config.disable_interactive_logging()
         print(f"downloading {url}", flush=True)
@@ -64,29 +71,28 @@ def download(url, folder, timeout, sha256=None):
         socket.setdefaulttimeout(timeout)
         return Path(keras.utils.get_file("download", url, file_hash=sha256, cache_dir=folder, cache_subdir=""))
     except Exception as error:  # Keras wraps urllib's errors, which say more, in a bare Exception
-        raise utils.InputError(f"cannot download {url}: {error.__context__ or error}") from None
+        raise utils.InputError(f"cannot download {url}: {utils.shorten(error.__context__ or error)}") from None
     finally:
         socket.setdefaulttimeout(usual)
 
 
-def temporary_folder(folder):
-    """Return a temporary folder inside `folder`: on the same disk, a file is moved to its place in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=".get_data-", dir=folder)
-
-
 def get_detector(url, path, timeout):
-    """Put YuNet at `path`, unless it is there; if it cannot be had, leave nothing there and say so."""
+    """Put YuNet at `path`, unless it is there; if it cannot be had, say so, and leave there only what finds faces."""
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == YUNET_SHA256:
         print(f"YuNet is already at {utils.show_path(path)}")
         return
-    path.unlink(missing_ok=True)
     try:
-        with temporary_folder(path.parent) as folder:
+        with utils.temporary_folder(path.parent) as folder:
             download(url, folder, timeout, YUNET_SHA256).replace(path)
         print(f"YuNet is at {utils.show_path(path)}")
     except utils.InputError as error:
-        print(f"note: {error}; faces will be found with OpenCV's Haar cascade, which misses more", file=sys.stderr)
+        try:
+            name = utils.FaceDetector(path).name  # another version of YuNet finds faces too
+        except utils.InputError:
+            path.unlink()
+            name = "Haar"
+        what = {"Haar": "OpenCV's Haar cascade, which misses more", "YuNet": "the model that is there, an unknown one"}
+        print(f"note: {error}; faces will be found with {what[name]}", file=sys.stderr)
 
 
 def check_split(split, folder):
@@ -120,20 +126,23 @@ def find_problems(folder):
 
 
 FILES = {"test.csv"}.union(*utils.FER2013_SOURCES.values())
-MAX_BYTES = 2_000_000_000  # unpacked; FER2013 has less than 1 GB in all its files
+MAX_BYTES = utils.MAX_BYTES
 
 
 def extract(archive, folder):
     """Write the files of FER2013 that are anywhere in an archive flat into `folder`.
 
     Args:
-        archive: path of a zip, or of fer2013.tar.gz, which is read as it is.
+        archive: path of a zip, or of one of the files, such as fer2013.tar.gz or fer2013.csv, which is read as it is.
         folder: a temporary folder.
 
     Raises:
         utils.InputError: it is another file, or one that would write outside or fill the disk.
-        zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError, RuntimeError: it is broken or encrypted.
+        Exception: of nearly any kind, it is broken or encrypted.
     """
+    if archive.suffix.lower() == ".csv":
+        shutil.copy(archive, folder / (archive.name if archive.name in FILES else "fer2013.csv"))
+        return
     if tarfile.is_tarfile(archive):
         shutil.copy(archive, folder / "fer2013.tar.gz")
         return
@@ -150,7 +159,7 @@ def extract(archive, folder):
         if size > MAX_BYTES:
             raise utils.InputError(f"it unpacks to {size:,} bytes; expected less than {MAX_BYTES:,}")
         for member, name in members.items():
-            if name.name in FILES:
+            if name.name in FILES and not member.is_dir():
                 with file.open(member) as source, open(folder / name.name, "wb") as target:
                     shutil.copyfileobj(source, target)
 
@@ -159,15 +168,14 @@ def add_archive(archive, name, folder):
     """Move the files of FER2013 from an archive into `folder`: all of them if all are right, or none.
 
     Args:
-        archive: path of a zip, or of fer2013.tar.gz.
+        archive: path of a zip, or of one of the files of FER2013.
         name: what the user calls it.
         folder: where the files go.
 
     Raises:
         utils.InputError: it is broken, or holds something else.
     """
-    with temporary_folder(folder) as temporary:
-        temporary = Path(temporary)
+    with utils.temporary_folder(folder) as temporary:
         try:
             extract(archive, temporary)
             splits = [split for split in utils.FER2013_SOURCES if utils.find_fer2013(split, temporary)]
@@ -176,16 +184,8 @@ def add_archive(archive, name, folder):
             print(f"checking every row of the {' and the '.join(splits)} set", flush=True)
             for split in splits:
                 check_split(split, temporary)
-        except (
-            utils.InputError,
-            zipfile.BadZipFile,
-            lzma.LZMAError,
-            zlib.error,
-            EOFError,
-            OSError,
-            RuntimeError,
-        ) as error:
-            message = str(error).replace(f"{temporary}{os.sep}", "")
+        except Exception as error:  # a broken archive raises nearly anything
+            message = utils.shorten(str(error).replace(f"{temporary}{os.sep}", ""), 200)
             raise utils.InputError(f"{name}: {message}") from None
         for path in [path for path in temporary.rglob("*") if path.is_file()]:  # the cache moves along
             target = folder / path.relative_to(temporary)
@@ -197,7 +197,7 @@ def add_downloads(sources, folder, timeout):
     """Download an archive from one source after the other into `folder`, until FER2013 is complete there."""
     for url in sources:
         try:
-            with temporary_folder(folder) as temporary:
+            with utils.temporary_folder(folder) as temporary:
                 add_archive(download(url, temporary, timeout), url, folder)
         except utils.InputError as error:
             print(f"note: {error}", file=sys.stderr)
@@ -209,23 +209,26 @@ def get_fer2013(archive, sources, folder, timeout):
     """Complete the FER2013 in `folder`.
 
     Args:
-        archive: path of a zip, or of fer2013.tar.gz; empty to download one.
+        archive: path of a zip, or of one of the files of FER2013; empty to download a zip.
         sources: addresses to download it from, tried in turn.
         folder: where its files go.
         timeout: seconds of silence after which a server is given up.
 
     Raises:
-        utils.InputError: there is no whole training set in the end, or the archive is not what it should be.
+        utils.InputError: there is no whole training set in the end, the archive is not what it should be, or another
+            process fills the folder.
     """
     if not find_problems(folder):
         print(f"FER2013 is already complete in {utils.show_path(folder)}")
         return
-    if archive:
-        if not Path(archive).is_file():
-            raise utils.InputError(f"no file at {archive}; expected the downloaded zip, or fer2013.tar.gz")
-        add_archive(Path(archive), archive, folder)
-    else:
-        add_downloads(sources, folder, timeout)
+    if archive and not Path(archive).is_file():
+        raise utils.InputError(f"no file at {archive}; expected the downloaded zip, or fer2013.tar.gz")
+    folder.mkdir(parents=True, exist_ok=True)
+    with utils.locked(folder):
+        if archive:
+            add_archive(Path(archive), archive, folder)
+        else:
+            add_downloads(sources, folder, timeout)
     problems = find_problems(folder)
     if "train" in problems:
         raise utils.InputError(
@@ -255,18 +258,18 @@ def get_digits(url, folder, timeout):
         print(f"the digits are already in {utils.show_path(folder)}")
         return
     try:
-        with temporary_folder(folder) as temporary:
+        with utils.temporary_folder(folder) as temporary:
             with np.load(download(url, temporary, timeout, MNIST_SHA256)) as mnist:
                 images = np.concatenate([mnist["x_train"], mnist["x_test"]]).reshape(-1, 784)
                 labels = np.concatenate([mnist["y_train"], mnist["y_test"]])
             order = np.random.default_rng(0).permutation(len(labels))
             table = pd.DataFrame(images[order], columns=[f"pixel{i}" for i in range(784)])
             cut = len(labels) * 3 // 5
-            table[cut:].to_csv(Path(temporary) / "test.csv", index=False)
+            table[cut:].to_csv(temporary / "test.csv", index=False)
             table.insert(0, "label", labels[order])
-            table[:cut].to_csv(Path(temporary) / "train.csv", index=False)
+            table[:cut].to_csv(temporary / "train.csv", index=False)
             for name in DIGIT_FILES:
-                (Path(temporary) / name).replace(folder / name)
+                (temporary / name).replace(folder / name)
         print(f"the digits are in {utils.show_path(folder)}, as MNIST has them; Kaggle's own are at {KAGGLE_DIGITS}")
     except utils.InputError as error:
         print(
@@ -283,7 +286,7 @@ def parse_args(argv=None):
         "--archive",
         type=str,
         default="",
-        help="the zip, or fer2013.tar.gz, if it is already downloaded; empty to download it",
+        help="the zip, fer2013.tar.gz or fer2013.csv, if it is already downloaded; empty to download it",
     )
     parser.add_argument(
         "--only-detector",

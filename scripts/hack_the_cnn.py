@@ -7,6 +7,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
+def tell_in_one_line(kind, error, trace):
+    """Tell what ends the imports as utils.run_script tells what ends the rest: Ctrl-C, or a Keras that cannot start."""
+    if kind.__name__ not in ("KeyboardInterrupt", "InputError"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print("interrupted" if kind is KeyboardInterrupt else f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.excepthook = tell_in_one_line
+
 import functools
 
 import cv2
@@ -210,11 +222,9 @@ def main(image: str, target: str, epsilon: int, limit: int, model: str, data: st
 
     with utils.replacing(folder / "input_image.png") as first, utils.replacing(folder / "hacked_image.png") as second:
         for path, picture in ((first, face), (second, hacked)):
-            if not cv2.imwrite(str(path), picture):
-                raise utils.InputError(f"cannot write {path}")
-    pair = np.stack(
-        [cv2.imread(str(folder / f"{name}.png"), cv2.IMREAD_UNCHANGED) for name in ("input_image", "hacked_image")]
-    )
+            path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    files = [np.fromfile(folder / f"{name}.png", np.uint8) for name in ("input_image", "hacked_image")]
+    pair = np.stack([cv2.imdecode(file, cv2.IMREAD_UNCHANGED) for file in files])
     before, after = network.predict(pair[..., None].astype(np.float32), verbose=0)
     change = np.abs(pair[1].astype(int) - pair[0])
     print(f"input_image.png:  {utils.EMOTIONS[before.argmax()]}, {before.max():.0%}")

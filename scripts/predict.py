@@ -7,6 +7,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
+def tell_in_one_line(kind, error, trace):
+    """Tell what ends the imports as utils.run_script tells what ends the rest: Ctrl-C, or a Keras that cannot start."""
+    if kind.__name__ not in ("KeyboardInterrupt", "InputError"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print("interrupted" if kind is KeyboardInterrupt else f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.excepthook = tell_in_one_line
+
 import glob
 import os
 from collections import Counter
@@ -96,9 +108,16 @@ def tell_emotions(paths, output, model):
                 picture, faces, height=min(max(480, picture.shape[0]), 1080)
             )  # as screens are high
             with utils.replacing(target) as temporary:
-                cv2.imencode(".png", drawn)[1].tofile(temporary)
+                temporary.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())  # tofile can miss a full disk
     if failures:
         raise utils.InputError(printable("; ".join(failures)))
+
+
+def predict(network, images):
+    """Return what a keras.Model says of (n, 48, 48) uint8 faces, (n, 7) float32, with a bar for those who wait."""
+    starts = utils.progress(range(0, len(images), 256), "reading faces")
+    batches = (images[start : start + 256, ..., None].astype(np.float32) for start in starts)
+    return np.concatenate([network.predict_on_batch(batch) for batch in batches])
 
 
 def bootstrap_interval(statistic, *columns, draws=1000):
@@ -123,7 +142,7 @@ def describe(name, hits):
     if not len(hits):
         return f"{name:<12} no images"
     low, high = bootstrap_interval(np.mean, hits)
-    return f"{name:<12} {hits.mean():6.1%}  ({low:.1%} to {high:.1%})  {hits.sum()} of {len(hits)}"
+    return f"{name:<12} {hits.mean():6.1%}  ({low:.1%} to {high:.1%})  {hits.sum():,} of {len(hits):,}"
 
 
 def parse_args(argv=None):
@@ -159,12 +178,12 @@ def main(image: list, output: str, model: str, data: str, verbose: bool):
     if output and not image:
         raise utils.InputError("--output is for the pictures of --image; name some")
     if image:
-        tell_emotions(image if isinstance(image, list) else [image], output, model)
+        tell_emotions(image, output, model)
         sys.exit()  # the rest is about the test set, which needs TensorFlow
 
     images, labels = utils.load_fer2013("test", data or None)
     network = utils.load_model(model or None)
-    probabilities = network.predict(images[..., None].astype(np.float32), batch_size=256, verbose=0)
+    probabilities = predict(network, images)
     hits = probabilities.argmax(axis=1) == labels
     print(f"Accuracy on test set: {hits.mean():.0%}")
 

@@ -9,6 +9,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
+def tell_in_one_line(kind, error, trace):
+    """Tell what ends the imports as utils.run_script tells what ends the rest: Ctrl-C, or a Keras that cannot start."""
+    if kind.__name__ not in ("KeyboardInterrupt", "InputError"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print("interrupted" if kind is KeyboardInterrupt else f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.excepthook = tell_in_one_line
+
 import csv
 import math
 import shutil
@@ -124,18 +136,20 @@ class Recorder:
     ROOM = 2 << 20  # bytes that stay free on the disk, for the end of the file
 
     def __init__(self, path, fps):
-        self._path, self._fps, self._writer, self._count = utils.opencv_path(path), fps, None, 0
+        self._path, self._name, self._fps = utils.opencv_path(path), utils.show_path(Path(path).name), fps
+        self._writer, self._count = None, 0
         self._clock, self._last = 0.0, 0.0
 
     def write(self, picture, seconds):
         if shutil.disk_usage(Path(self._path).parent).free < self.ROOM:
-            raise utils.InputError(f"no room left in {utils.show_path(Path(self._path).parent)} for the recording")
+            raise utils.InputError(f"no room left on the disk for {self._name}")
         if self._writer is None:
             self._size = picture.shape[1], picture.shape[0]
             self._writer = cv2.VideoWriter(self._path, cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
             if not self._writer.isOpened():
-                shown = utils.show_path(self._path)
-                raise utils.InputError(f"cannot write a video to {shown}; expected a folder that can be written to")
+                raise utils.InputError(
+                    f"cannot write a video to {self._name}; expected a folder that can be written to"
+                )
         if (picture.shape[1], picture.shape[0]) != self._size:
             picture = fit(picture, *self._size)
         self._clock += min(seconds - self._last, LONGEST)
@@ -148,8 +162,12 @@ class Recorder:
         if self._writer is None:
             return
         self._writer.release()
-        if not cv2.VideoCapture(self._path).grab():
-            raise utils.InputError("the recording cannot be played, and is dropped: is there room on the disk?")
+        video = cv2.VideoCapture(self._path)  # on a full disk the writer says nothing
+        video.set(cv2.CAP_PROP_POS_FRAMES, self._count - 1)
+        if video.get(cv2.CAP_PROP_FRAME_COUNT) != self._count or not video.grab():
+            raise utils.InputError(
+                f"{self._name} cannot be played to its end, and is dropped: is there room on the disk?"
+            )
 
 
 def run(video, every, rate, smoothing, all_faces, show, record, log, net):
@@ -266,7 +284,7 @@ def main(
             utils.check_output(name, suffix, [source, model, utils.CLIP, utils.MODEL.with_suffix(".tflite")])
     rate = max(rate, 1 / every) if rate else 0.0
     net = utils.EmotionNet(model or None)
-    video = open_video(str(source), 0.0 if show or record else rate)
+    video = open_video(source, 0.0 if show or record else rate)
     print("Reading video stream ...\n", flush=True)
     answers, summary = run(video, every, rate, smoothing, all_faces, show, record, log, net)
     print(summary, file=sys.stderr)

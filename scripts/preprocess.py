@@ -7,7 +7,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import tempfile
+
+def tell_in_one_line(kind, error, trace):
+    """Tell what ends the imports as utils.run_script tells what ends the rest: Ctrl-C, or a Keras that cannot start."""
+    if kind.__name__ not in ("KeyboardInterrupt", "InputError"):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        print("interrupted" if kind is KeyboardInterrupt else f"error: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.excepthook = tell_in_one_line
+
+import shutil
 
 import cv2
 import numpy as np
@@ -39,7 +51,7 @@ def collect_crops(video, detector):
         times (n,) float64 of the faces in seconds, crops (n, 48, 48) uint8, and the time at which the video ended.
     """
     times, crops, seconds = [], [], 0.0
-    for seconds, frame in video:
+    for seconds, frame in utils.progress(video, "looking for faces"):
         faces = [face for face in detector.detect(frame) if share_inside(face, frame) >= WHOLE]
         if faces:
             times.append(seconds)
@@ -69,21 +81,26 @@ def choose_seconds(times, end):
 def write_images(crops, folder):
     """Write image0.png, image1.png, ... in place of an older set; an error puts the older set back."""
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".images-", dir=folder) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
+    with utils.locked(folder), utils.temporary_folder(folder) as temporary:
+        new, old = temporary / "new", temporary / "old"
         new.mkdir()
         old.mkdir()
         for i, crop in enumerate(crops):
             (new / f"image{i}.png").write_bytes(cv2.imencode(".png", crop)[1].tobytes())
-        moved = []
+        before = [path for path in folder.glob("image*.png") if path.stem[5:].isdecimal()]
+        for path in before:
+            shutil.copy2(path, old)
+        written = []
         try:
-            for path in [path for path in folder.glob("image*.png") if path.stem[5:].isdecimal()]:
-                moved.append((path.replace(old / path.name), path))
             for path in list(new.iterdir()):
-                moved.append((path.replace(folder / path.name), path))
+                written.append(path.replace(folder / path.name))
+            for path in set(before) - set(written):
+                path.unlink()
         except BaseException:
-            for now, before in reversed(moved):
-                now.replace(before)
+            for path in written:
+                path.unlink()
+            for path in old.iterdir():
+                path.replace(folder / path.name)
             raise
 
 
@@ -104,9 +121,10 @@ def parse_args(argv=None):
 
 def main(source: str, output: str):
     folder = Path(output) if output else utils.RESULTS / "preprocessing_test"
+    utils.remove_leftovers(folder)
     for path in folder.glob("image*.png"):
         utils.check_output(path, ".png", [source])
-    video = utils.Video(source if str(source) else utils.CLIP)
+    video = utils.Video(source or utils.CLIP)
     detector = utils.FaceDetector()
     print(f"Reading {utils.show_path(video.source)}, looking for faces with {detector.name} ...", flush=True)
     times, crops, end = collect_crops(video, detector)

@@ -2,16 +2,49 @@
 
 import importlib.util
 import os
+import runpy
+import shutil
 import subprocess
 import sys
+import time
 
 import cv2
+import matplotlib
 import matplotlib.cbook
+import nbformat
 import numpy as np
+import papermill
 import pytest
 import skimage.data
 
 import utils
+
+matplotlib.use("agg")  # figures need no screen
+
+
+class Minutes:
+    """Writes into the dots of pytest, once a minute, how long it has taken and how many tests are done."""
+
+    def __init__(self, reporter):
+        self.reporter, self.began, self.told, self.done = reporter, time.monotonic(), 0, 0
+
+    def pytest_sessionstart(self, session):
+        self.session = session
+
+    def pytest_runtest_logfinish(self):
+        self.done += 1
+        minutes = int((time.monotonic() - self.began) / 60)
+        if minutes > self.told:
+            self.told = minutes
+            self.reporter.write(f" {minutes} min: {self.done} of {self.session.testscollected} tests\n")
+
+
+@pytest.hookimpl(trylast=True)  # after pytest has made its reporter
+def pytest_configure(config):
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:  # the processes of pytest-xdist have none
+        config.pluginmanager.register(Minutes(reporter))
+
 
 needs_yunet = pytest.mark.skipif(not utils.YUNET.is_file(), reason="YuNet is not there: `make data` downloads it")
 
@@ -29,18 +62,57 @@ needs_data, needs_test_set = needs_split("train"), needs_split("test")
 def run_script(tmp_path):
     """Run a script as a user would, from a folder of its own; return the finished process with its text."""
 
-    def run(name, *arguments, timeout=120, **environment):
+    def run(name, *arguments, **environment):
         return subprocess.run(
             [sys.executable, utils.ROOT / "scripts" / name, *map(str, arguments)],
             cwd=tmp_path,
             env=os.environ | {"MPLBACKEND": "agg"} | environment,
             capture_output=True,
             text=True,
-            timeout=timeout,
             stdin=subprocess.DEVNULL,
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium that Playwright drives; it asks for nothing but what its pages ask for."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not there: `make setup` installs it")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("Chromium is not there: `apt install chromium`")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--disable-gpu", "--disable-quic", "--disable-sync", "--disable-background-networking"]
+        yield playwright.chromium.launch(executable_path=chromium, args=flags)
+
+
+@pytest.fixture
+def call_script(tmp_path, monkeypatch, capfd):
+    """Do what `run_script` does within this process, where TensorFlow is started once and not for every call."""
+    monkeypatch.setattr(utils, "_end_like_ctrl_c", lambda: None)  # the signals of pytest stay as they are
+
+    def call(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        capfd.readouterr()
+        code = None
+        try:
+            runpy.run_path(str(utils.ROOT / "scripts" / name), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        output = capfd.readouterr()
+        said = f"{code}\n" if isinstance(code, str) else ""  # which Python writes to stderr, and exits with 1
+        return subprocess.CompletedProcess(name, 1 if said else code or 0, output.out, output.err + said)
+
+    return call
+
+
+def execute_notebook(notebook, parameters, output):
+    """Execute a notebook with papermill in its own folder; write it to `output`, and return it."""
+    quiet = {"kernel_name": "python3", "progress_bar": False, "start_timeout": 600}
+    papermill.execute_notebook(notebook, output, parameters, cwd=notebook.parent, **quiet)
+    return nbformat.read(output, as_version=4)
 
 
 def load_script(name):

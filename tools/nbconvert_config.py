@@ -1,8 +1,9 @@
 """Export notebooks/ to scripts/: `python -m nbconvert --config tools/nbconvert_config.py`.
 
 A notebook with `"export": "train.py"` in its metadata becomes scripts/train.py: its `parameters` cell the command line,
-its `export` cells the imports and definitions, its `main` cells the body of `main()`, laid out by script.py.j2. What
-would not work the same in a script stops the export; nothing is dropped silently.
+its `export` cells the imports and definitions, its `main` cells the body of `main()`, laid out by script.py.j2. A
+parameter that no `main` cell uses is for the notebook's own looks, and is no flag. What would not work the same in a
+script stops the export; nothing else is dropped.
 """
 
 import ast
@@ -120,7 +121,10 @@ def read_script(nb):
         raise ValueError("expected a `main` cell; tag the cells that the script runs")
     if "import utils" not in "\n".join(parts["export"]).split("\n"):
         raise ValueError("expected `import utils` in an `export` cell; the script starts with utils.run_script")
-    return parts | {"parameters": sum(parts["parameters"], []), "docstring": read_docstring(nb)}
+    main = ast.walk(ast.parse("def main():\n" + "\n".join(parts["main"])))
+    used = {node.id for node in main if isinstance(node, ast.Name)}
+    parameters = [parameter for parameter in sum(parts["parameters"], []) if parameter.name in used]
+    return parts | {"parameters": parameters, "docstring": read_docstring(nb)}
 
 
 class ScriptPreprocessor(Preprocessor):

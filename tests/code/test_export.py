@@ -136,6 +136,14 @@ def test_a_list_takes_several_values(export_cells, tmp_path):
         assert run(tmp_path / "scripts" / "demo.py", *arguments).stdout == f"{names}\n"
 
 
+def test_a_parameter_of_the_notebooks_own_looks_is_no_flag(export_cells, tmp_path):
+    shutil.copy(ROOT / "utils.py", tmp_path)
+    parameters = ("parameters", 'times: int = 2  # how often\ncolour: str = "red"  # of the plot')
+    script = export_cells(IMPORTS, parameters, ("main", "print(times)"), (None, "plot(colour)"))
+    assert "colour" not in script and "def main(times: int):" in script
+    assert run(tmp_path / "scripts" / "demo.py", "--times", "3").stdout == "3\n"
+
+
 def test_script_passes_ruff(project):
     script = (project / "scripts" / "demo.py").read_text()
     for command in ["check"], ["format", "--check"]:

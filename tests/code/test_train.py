@@ -1,6 +1,7 @@
 """`python scripts/train.py`, as a user runs it, on a data set of noise that takes seconds."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import utils
 from tests.conftest import assert_one_clear_line, load_script
 
-SMALL = ["--batch-size", 32, "--precision", "float32"]
+SMALL = ["--limit", 105, "--batch-size", 32, "--precision", "float32"]
 WITHOUT = "import sys\nfor name in ('matplotlib', 'pandas', 'seaborn', 'tensorboard'):\n    sys.modules[name] = None\n"
 
 
@@ -23,17 +24,22 @@ def train_module():
 
 
 @pytest.fixture
-def train(run_script, small_fer2013, tmp_path):
-    def run(*arguments, run="run", data=small_fer2013, **environment):
+def train(call_script, small_fer2013, tmp_path):
+    def run(*arguments, run="run", data=small_fer2013, start=call_script, **environment):
         folders = ["--data", data, "--run", tmp_path / run, "--output", tmp_path / "model"]
-        return run_script("train.py", *SMALL, *folders, *arguments, timeout=900, **environment)
+        return start("train.py", *SMALL, *folders, *arguments, **environment)
 
     return run
 
 
-def test_one_command_makes_the_model_from_train_csv_and_nothing_else(small_fer2013, tmp_path):
-    """A checkout without results, broken test rows beside train.csv, and no package but Keras, NumPy and OpenCV."""
-    project, data = tmp_path / "project", tmp_path / "project" / "data"
+@pytest.fixture(scope="module")
+def bare_project(small_fer2013, tmp_path_factory):
+    """The one command in a checkout without results, and what it printed.
+
+    Broken test rows lie beside train.csv, and no package is there but Keras, NumPy and OpenCV.
+    """
+    folder = tmp_path_factory.mktemp("bare")
+    project, data = folder / "project", folder / "project" / "data"
     for name in ("utils.py", "training.py", "scripts/train.py"):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(utils.ROOT / name, project / name)
@@ -41,20 +47,25 @@ def test_one_command_makes_the_model_from_train_csv_and_nothing_else(small_fer20
     shutil.copy(small_fer2013 / "train.csv", data)
     for name in ("icml_face_data.csv", "test.csv", "test_with_emotions.csv"):
         (data / name).write_text("this would be an error if somebody read it")
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT)
-    command = [sys.executable, project / "scripts" / "train.py", *map(str, SMALL), "--epochs", "2"]
-    environment = {"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    (folder / "sitecustomize.py").write_text(WITHOUT)
+    command = [sys.executable, project / "scripts" / "train.py", *map(str, SMALL), "--epochs", "3"]
+    environment = os.environ | {"PYTHONPATH": str(folder), "HOME": str(folder)}
+    process = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("min left") == 2 and "learning_curves.png was not drawn" in process.stdout
-    assert [path.name for path in (data / "cache").iterdir()] == ["train.npz"]
+    return project, process.stdout
+
+
+def test_one_command_makes_the_model_from_train_csv_and_nothing_else(bare_project):
+    project, printed = bare_project
+    assert printed.count("min left") == 3 and "learning_curves.png was not drawn" in printed
+    assert [path.name for path in (project / "data" / "cache").iterdir()] == ["train.npz"]
     results = project / "results" / "model"
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
         "my_own_model.pkl", "my_own_model.tflite", "my_own_model.json", "my_own_model_architecture.txt",
-        "iterations.csv", "logs/adapted.csv",
+        "iterations.csv", "logs/adapted.csv", "SHA256SUMS",
     }  # fmt: skip
-    assert pd.read_csv(results / "logs" / "adapted.csv")["side"].tolist() == [32, 48]
+    assert pd.read_csv(results / "logs" / "adapted.csv")["side"].tolist() == [32, 32, 48]
     report = json.loads((results / "my_own_model.json").read_text())
     row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["adapted"]
     assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "pooled"
@@ -89,10 +100,9 @@ def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
     assert rows["iteration"].tolist() == ["plain"]
 
 
-def test_a_run_that_is_killed_goes_on_to_the_same_result(train, tmp_path):
+def test_a_run_that_is_killed_goes_on_to_the_same_result(train, run_script, bare_project, tmp_path):
     """The second epoch is killed while its state is written. Log and best weights end as those of a whole run."""
-    arguments = ["--iteration", "adapted", "--epochs", 3, "--batch-size", 32]  # targets change after the second
-    assert train(*arguments, run="whole").returncode == 0
+    arguments = ["--iteration", "adapted", "--epochs", 3]  # targets change after the second
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('KILLED'):\n"
@@ -105,16 +115,17 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(train, tmp_path):
         "        savez(file, *arrays, **named)\n"
         "    np.savez = killed\n"
     )
-    killed = train(*arguments, "--again", run="killed", KILLED="1", PYTHONPATH=str(tmp_path))
+    killed = train(*arguments, run="killed", start=run_script, KILLED="1", PYTHONPATH=str(tmp_path))
     assert killed.returncode == -9
     assert len(pd.read_csv(tmp_path / "killed" / "log.csv")) == 1
     (tmp_path / "killed" / "state0.npz").write_bytes(b"half")  # as where a file is not renamed whole
-    assert train(*arguments, "--again", run="killed").returncode == 0
-    whole, resumed = (pd.read_csv(tmp_path / run / "log.csv") for run in ("whole", "killed"))
+    assert train(*arguments, run="killed").returncode == 0
+    runs = bare_project[0] / "runs" / "adapted", tmp_path / "killed"
+    whole, resumed = (pd.read_csv(run / "log.csv") for run in runs)
     assert resumed["epoch"].tolist() == [1, 2, 3]
     for name in ("loss", "val_loss", "learning_rate"):
         assert resumed[name].to_numpy() == pytest.approx(whole[name].to_numpy(), rel=1e-3)
-    whole, resumed = (np.load(tmp_path / run / "weights.npz") for run in ("whole", "killed"))
+    whole, resumed = (np.load(run / "weights.npz") for run in runs)
     for name in whole.files:
         assert resumed[name] == pytest.approx(whole[name], abs=1e-3)
 

@@ -127,7 +127,7 @@ def test_its_results_are_of_the_last_stage(trained):
     assert names == {
         "pre_trained_model.pkl", "pre_trained_model.tflite", "pre_trained_model.json",
         "pre_trained_model_architecture.txt", "pre_trained_learning_curves.png", "pre_trained_stages.csv",
-        *(f"logs/pre_trained_{stage}.csv" for stage in STAGES),
+        *(f"logs/pre_trained_{stage}.csv" for stage in STAGES), "SHA256SUMS",
     }  # fmt: skip
     report = json.loads((results / "pre_trained_model.json").read_text())
     stages = pd.read_csv(results / "pre_trained_stages.csv").set_index("stage")

@@ -18,11 +18,6 @@ ACTED = utils.DATA / "videos" / "woman_shows_emotions.mp4"
 
 
 @pytest.fixture(scope="module")
-def model():
-    return utils.load_model()
-
-
-@pytest.fixture(scope="module")
 def net():
     return utils.EmotionNet()
 
@@ -44,8 +39,12 @@ def either(request):
     return request.param
 
 
-def test_contract(either):
-    model = utils.load_model(either)
+@pytest.fixture(scope="module")
+def model(either):
+    return utils.load_model(either)
+
+
+def test_contract(model):
     assert model.input_shape == (None, 48, 48, 1) and model.output_shape == (None, 7)
     assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
     assert all(weight.dtype == "float32" for weight in model.weights)
@@ -54,8 +53,8 @@ def test_contract(either):
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5) and probabilities.min() >= 0
 
 
-def test_opencv_and_keras_agree(either, portraits):
-    expected = utils.load_model(either)(portraits[..., None].astype(np.float32))  # which is not in training
+def test_opencv_and_keras_agree(either, model, portraits):
+    expected = model(portraits[..., None].astype(np.float32))  # which is not in training
     assert utils.EmotionNet(either.with_suffix(".tflite")).predict(portraits) == pytest.approx(expected, abs=1e-4)
 
 
@@ -96,9 +95,9 @@ def test_a_mirrored_face_feels_the_same(net, portraits):
     assert np.abs(net.predict(mirrored) - net.predict(portraits)).max() < 0.25
 
 
-def test_the_report_beside_the_model_is_about_it(either):
+def test_the_report_beside_the_model_is_about_it(either, model):
     report = json.loads(either.with_suffix(".json").read_text())
-    count = utils.load_model(either).count_params()
+    count = model.count_params()
     assert report["parameters"] == count
     assert report["train_images"] + report["validation_images"] == 28_709
     text = either.with_name(f"{either.stem}_architecture.txt").read_text(encoding="utf-8")
