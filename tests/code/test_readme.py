@@ -45,7 +45,7 @@ SHORT = {
         "",
     ),
     "tensorboard --logdir runs": ("tensorboard --version_tb", r"\d+\.\d+"),
-    # A folder beside the project stands for the rented machine, and TensorFlow for JAX; these three build on each other.
+    # A folder beside the project stands for the rented machine, TensorFlow for JAX; these three build on each other.
     "scp -r utils.py training.py scripts data/cache/train.npz you@gpu:emotions/": (
         "mkdir ../emotions && cp -r utils.py training.py scripts data/cache/train.npz ../emotions",
         "",
@@ -148,7 +148,8 @@ def test_every_command_is_known():
 
 
 def test_commands_are_found():
-    text = "`make` or\n`make\nlive` with `python`:\n\n```\nX=1 python a.py  # now\nme.jpg : Sad\n```\n```python\nimport a\n```\n"
+    text = "`make` or\n`make\nlive` with `python`:\n\n```\nX=1 python a.py  # now\nme.jpg : Sad\n```\n"
+    text += "```python\nimport a\n```\n"
     assert find_commands(text) == ["X=1 python a.py", "make", "make live"]
 
 
