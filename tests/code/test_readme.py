@@ -26,6 +26,10 @@ SHORT = {
     "make data": (f'make data ARGS="{NO_DOWNLOAD}"', DETECTOR),
     "make lab": ('make lab ARGS="--version"', r"\d+\.\d+\.\d+"),
     "make report": ("make report", r"open results/report/index\.html"),
+    """make archive ARGS="--videos recordings 'more/*.mp4' list.txt --output emotions\"""": (
+        """make archive ARGS="--videos short.mp4 'sh*.mp4' --output runs/emotions --workers 1\"""",
+        r"1 of 1 recordings",
+    ),
     "make scripts": ("make scripts && test -s scripts/train.py", ""),
     "python scripts/get_data.py --only-detector": (f"python scripts/get_data.py {NO_DOWNLOAD}", DETECTOR),
     "python scripts/predict.py --image me.jpg holiday --output read": (
