@@ -6,7 +6,7 @@ ARGS ?=
 CLIP := ../results/preprocessing_test/input_video.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup live preprocess predict train data scripts notebooks report lab test lint bench clean
+.PHONY: help setup live preprocess predict archive train data scripts notebooks report lab test lint bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,13 @@ data: setup ## download FER2013 and the YuNet face detector (ARGS="--archive som
 predict: setup data/models/tried ## the accuracy on the test set (needs the data), or ARGS="--image me.jpg"
 	@$(PY) scripts/predict.py $(ARGS)
 
+.venv/archive: requirements-archive.txt | .venv/ready
+	$(PY) -m pip install --disable-pip-version-check -r requirements-archive.txt
+	@touch $@
+
+archive: setup .venv/archive data/models/tried ## a folder of recordings becomes a table (ARGS="--videos FOLDER")
+	@$(PY) scripts/annotate_videos.py $(ARGS)
+
 train: setup ## train the CNN from scratch into results/model (needs the data; ARGS="--iteration vgg")
 	@$(PY) scripts/train.py $(ARGS)
 
@@ -52,7 +59,7 @@ scripts: setup ## export the notebooks to scripts/
 
 # What the project keeps is measured on all the data, and asked for here. The live stream gets the clip, since a webcam
 # never ends; 05 reads what `make bench` has measured.
-notebooks: setup ## execute the notebooks with papermill into results/notebooks (needs the data; 30 minutes)
+notebooks: setup .venv/archive ## execute the notebooks with papermill into results/notebooks (needs the data; 30 minutes)
 	@mkdir -p runs/notebooks results/notebooks
 	@for notebook in notebooks/*.ipynb; do name=$$(basename $$notebook); \
 	    case $$name in \
@@ -76,7 +83,7 @@ test: setup data/models/tried lint ## run all tests in two processes (ARGS="-n 4
 
 lint: setup ## check the style of notebooks, scripts and tests
 	$(PY) -m ruff check .
-	$(PY) -m ruff format --check utils.py training.py tests tools scripts
+	$(PY) -m ruff format --check utils.py training.py archive.py tests tools scripts
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb || \
 	    { echo "error: notebooks/ is kept without outputs: .venv/bin/nbstripout --keep-id notebooks/*.ipynb" >&2; exit 1; }
 

@@ -1,8 +1,8 @@
 """What the notebooks, the scripts and the tests share, in the order of the way from a frame to a word.
 
-Paths, errors, data, faces, tracks, video, models, pictures, plots. Importing it has no effects: no seed is set, no
-style is changed, and TensorFlow, pandas and matplotlib are imported only by the functions that need them, because the
-live stream must start at once.
+Paths, errors, data, faces, tracks, video, models, stream, pictures, plots. Importing it has no effects: no seed is set,
+no style is changed, and TensorFlow, pandas and matplotlib are imported only by the functions that need them, because
+the live stream must start at once.
 """
 
 import ast
@@ -831,7 +831,8 @@ class FaceFollower:
     """Finds and follows the faces of a stream, coarse to fine.
 
     In every frame a small picture is searched, and the surroundings of each followed face that is too small for it.
-    A fine picture is searched every `interval` seconds, and at once when a face that was followed is missing.
+    A fine picture is searched every `interval` seconds, and at once when a face that was followed is missing. When is
+    told by the time alone, so that a stream which is read from a later time on is soon searched like the whole one.
 
     Args:
         detector: FaceDetector.
@@ -839,19 +840,18 @@ class FaceFollower:
     """
 
     def __init__(self, detector, interval=0.5):
-        self.detector, self.interval = detector, interval
+        self.detector = detector
         self.tracker = FaceTracker()
-        self._followed, self._searched = [], -math.inf
+        self._followed, self._schedule = [], Schedule(1 / interval)
 
     def update(self, frame, seconds):
         """Return the list of Track in a frame, the largest face first; `seconds` is its time, and must not fall."""
-        fine = seconds - self._searched > self.interval - 1e-6
+        fine = self._schedule.is_due(seconds)
         if not fine:
             faces = self._look_again(frame, seconds)
             found = self.tracker.match(faces, seconds).values()
             fine = any(all(track is not other for other in found) for track in self._followed)
         if fine:
-            self._searched = seconds
             faces = self.detector.detect(frame, (self.detector.coarse, self.detector.fine))
         self._followed = self.tracker.update(faces, seconds)
         return self._followed
@@ -906,9 +906,12 @@ class Video:
         patience: seconds to wait for a camera or stream that gives nothing.
         rate: frames a second that are given, the first of each interval; the others are not even decoded as far as
             that can be avoided. 0 for all.
+        start: seconds of a file; earlier frames are not given.
+        threads: that decode; 0 for as many as OpenCV likes.
 
     Attributes:
         fps: frames a second that the source has.
+        length: seconds that the file says to have, which may be wrong; 0 if it says nothing.
         is_live: whether it is a camera or an endless stream.
         opened: time.time() of the first frame.
 
@@ -919,11 +922,12 @@ class Video:
         for seconds, frame in Video("clip.mp4"): ...
     """
 
-    def __init__(self, source, patience=5.0, rate=0.0):
+    def __init__(self, source, patience=5.0, rate=0.0, start=0.0, threads=0):
         _quiet_opencv()
         self.source, self.patience, self.rate = str(source), patience, rate
         if not os.path.exists(self.source):  # a file's name may end in a blank
             self.source = self.source.strip()
+        self.start, self.threads = start, threads
         self.is_camera = self.source.isdecimal() and len(self.source) < 6
         self.is_url = "://" in self.source
         if self.is_url:
@@ -944,6 +948,7 @@ class Video:
             self.fps = 25.0
         # An endless stream has no number of frames; a file behind a URL has one and is read as a file.
         self.is_live = self.is_camera or (self.is_url and self._capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0)
+        self.length = max(0.0, self._capture.get(cv2.CAP_PROP_FRAME_COUNT) / self.fps)
 
     def _check_file(self):
         shown = show_path(self.source)
@@ -961,7 +966,9 @@ class Video:
         timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit]
         if self.is_url:
             return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, timeouts)
-        return cv2.VideoCapture(os.path.join(os.curdir, self.source), cv2.CAP_FFMPEG)  # "a:b.mp4" alone is a protocol
+        threads = [cv2.CAP_PROP_N_THREADS, self.threads] if self.threads else []
+        path = os.path.join(os.curdir, self.source)  # "a:b.mp4" alone is a protocol
+        return cv2.VideoCapture(path, cv2.CAP_FFMPEG, threads)
 
     def _unreadable(self, waited):
         if self.is_camera:
@@ -978,8 +985,27 @@ class Video:
         first, self._first = self._first, None
         return self._newest(first) if self.is_live else self._every(first)
 
+    def _seek(self):
+        """Go to a frame before `start`, and grab it.
+
+        Of some files OpenCV finds a later frame than it was asked for. The time that it tells then is true, and it is
+        asked for an earlier one.
+        """
+        early = 1.0
+        while early < self.start:
+            self._capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self.start - early))
+            if self._capture.grab() and 0 < self._capture.get(cv2.CAP_PROP_POS_MSEC) <= 1000 * self.start:
+                return
+            early *= 4
+        self._capture.release()
+        self._capture = self._open()
+        self._capture.grab()
+
     def _every(self, frame):
         schedule, seconds, lost = Schedule(self.rate), -1 / self.fps, 0.0
+        if self.start:
+            self._seek()
+            frame = None
         try:
             for failed in self._grabs():
                 position = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -988,7 +1014,7 @@ class Video:
                 seconds = max(position, 0.0) if position > seconds else seconds + 1 / self.fps
                 if failed:  # and the times go on as if there had been nothing, in some containers
                     lost += max(failed / self.fps, seconds - before - 1 / self.fps)
-                if schedule.is_due(seconds):
+                if seconds > self.start - 1e-6 and schedule.is_due(seconds):
                     frame = self._capture.retrieve()[1] if frame is None else frame
                     if frame is not None:
                         yield seconds, frame
@@ -1007,7 +1033,8 @@ class Video:
 
         A frame that cannot be read is not the end while, with it, there are fewer than the file says to hold.
         """
-        count, tried, failed, since = self._capture.get(cv2.CAP_PROP_FRAME_COUNT), 1, 0, time.monotonic()
+        count, failed, since = self._capture.get(cv2.CAP_PROP_FRAME_COUNT), 0, time.monotonic()
+        tried = 1 + (self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 * self.fps if self.start else 0)
         yield 0
         while True:
             tried += 1
@@ -1374,6 +1401,47 @@ def calibration_error(probabilities, labels, bins=15):
     return float((np.abs(confidence - accuracy) * count).sum() / count.sum())
 
 
+# -------------------------------------------------------------------------------------------------------- stream
+
+CLEARLY_LARGER = 1.25  # by this factor a face is, so that the answer is about it from now on
+
+
+def put_first(tracks, answered):
+    """Move the answered track to the front of a list of Track, unless the largest one is clearly larger."""
+    stays = [track for track in tracks if track.id == answered]
+    if not stays or tracks[0].face.side > CLEARLY_LARGER * stays[0].face.side:
+        return tracks
+    return stays + [track for track in tracks if track.id != answered]
+
+
+def analyse(video, detector, net, smoothing=0.5, rate=10.0):
+    """Follow the faces of a video and classify them.
+
+    Args:
+        video: iterable of (seconds, frame), such as Video.
+        detector: FaceDetector.
+        net: EmotionNet.
+        smoothing: time constant in seconds of the average over the frames of a face; 0 for single frames.
+        rate: frames a second that are analysed; 0 for every frame.
+
+    Yields:
+        seconds, frame, and for each face its id, its Face and its (7,) probabilities. The face that is answered
+        for comes first, then the largest. Frames between those that are analysed have the faces of the last one.
+    """
+    follower, schedule, faces, answered = FaceFollower(detector), Schedule(rate), [], None
+    for seconds, frame in video:
+        frame = to_bgr(frame)
+        if schedule.is_due(seconds):
+            tracks = put_first(follower.update(frame, seconds), answered)
+            waiting = {track.id for track in follower.tracker.tracks} - {track.id for track in tracks}
+            if tracks and answered not in waiting:
+                answered = tracks[0].id
+            probabilities = net.predict([crop_face(frame, track.face) for track in tracks])
+            pairs = zip(tracks, probabilities, strict=True)
+            faces = [(track.id, track.face, track.blend(p, seconds, smoothing)) for track, p in pairs]
+        yield seconds, frame, faces
+
+
 # ------------------------------------------------------------------------------------------------------ pictures
 
 
@@ -1571,19 +1639,21 @@ class _Line:
         pass
 
 
-def progress(steps=None, words="", total=None):
+def progress(steps=None, words="", total=None, **options):
     """Return `steps` with a bar that says how far they are, in a notebook and on a terminal, as a tqdm object.
 
     Args:
         steps: iterable; None for a bar that is moved with `update()`.
         words: what is being done.
         total: number of steps, where `steps` has no length.
+        options: others of tqdm.
     """
     from tqdm import tqdm
 
     in_notebook = "ipykernel" in sys.modules
     shown = in_notebook or sys.stderr.isatty()
-    return tqdm(steps, desc=words, total=total, file=_Line() if in_notebook else sys.stderr, disable=not shown)
+    options |= {"desc": words, "total": total, "disable": not shown}
+    return tqdm(steps, file=_Line() if in_notebook else sys.stderr, **options)
 
 
 def show_fig(figure, words):

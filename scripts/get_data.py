@@ -61,8 +61,12 @@ def download(url, folder, timeout, sha256=None):
 
     Raises:
         utils.InputError: it cannot be had, breaks off, or is another file.
+        OSError: Keras, which downloads it, does not start.
     """
-    keras = utils.import_keras()
+    try:
+        keras = utils.import_keras()
+    except utils.InputError as error:
+        raise OSError(str(error)) from None  # another address would not help
     if not sys.stdout.isatty():  # in a log, a progress bar is a thousand lines
         keras.config.disable_interactive_logging()
         print(f"downloading {url}", flush=True)
@@ -99,7 +103,7 @@ def check_split(split, folder):
     """Raise utils.InputError unless the rows of a split, train or test, are those that were published."""
     if not utils.find_fer2013(split, folder):
         names = ", ".join(utils.FER2013_SOURCES[split])
-        raise utils.InputError(f"the {split} set is missing: none of {names} is there")
+        raise utils.InputError(f"the {split} set is missing ({names})")
     labels = utils.load_fer2013(split, folder)[1]
     usages = ("Training",) if split == "train" else ("PublicTest", "PrivateTest")
     published = [utils.FER2013_CLASS_COUNTS[usage] for usage in usages]
@@ -232,7 +236,8 @@ def get_fer2013(archive, sources, folder, timeout):
     problems = find_problems(folder)
     if "train" in problems:
         raise utils.InputError(
-            f"{folder}: {problems['train']}; download the zip in a browser from {KAGGLE} and give it with --archive"
+            f"{folder}: {utils.shorten(problems['train'], 120)}; get the zip in a browser ({KAGGLE}) and give it with "
+            "--archive"
         )
     if problems:
         print(

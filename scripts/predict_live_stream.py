@@ -33,6 +33,7 @@ from datetime import datetime, timedelta
 import cv2
 
 import utils
+from utils import analyse
 
 
 def open_video(source, rate=0.0):
@@ -44,45 +45,6 @@ def open_video(source, rate=0.0):
     except utils.InputError as error:
         print(f"No webcam ({error}); playing the bundled clip instead.", file=sys.stderr)
         return utils.Video(utils.CLIP, rate=rate)
-
-
-CLEARLY_LARGER = 1.25  # by this factor a face is, so that the answer is about it from now on
-
-
-def put_first(tracks, answered):
-    """Move the answered track to the front of a list of utils.Track, unless the largest one is clearly larger."""
-    stays = [track for track in tracks if track.id == answered]
-    if not stays or tracks[0].face.side > CLEARLY_LARGER * stays[0].face.side:
-        return tracks
-    return stays + [track for track in tracks if track.id != answered]
-
-
-def analyse(video, detector, net, smoothing=0.5, rate=10.0):
-    """Follow the faces of a video and classify them.
-
-    Args:
-        video: iterable of (seconds, frame), such as utils.Video.
-        detector: utils.FaceDetector.
-        net: utils.EmotionNet.
-        smoothing: time constant in seconds of the average over the frames of a face; 0 for single frames.
-        rate: frames a second that are analysed; 0 for every frame.
-
-    Yields:
-        seconds, frame, and for each face its id, its utils.Face and its (7,) probabilities. The face that is answered
-        for comes first, then the largest. Frames between those that are analysed have the faces of the last one.
-    """
-    follower, schedule, faces, answered = utils.FaceFollower(detector), utils.Schedule(rate), [], None
-    for seconds, frame in video:
-        frame = utils.to_bgr(frame)
-        if schedule.is_due(seconds):
-            tracks = put_first(follower.update(frame, seconds), answered)
-            waiting = {track.id for track in follower.tracker.tracks} - {track.id for track in tracks}
-            if tracks and answered not in waiting:
-                answered = tracks[0].id
-            probabilities = net.predict([utils.crop_face(frame, track.face) for track in tracks])
-            pairs = zip(tracks, probabilities, strict=True)
-            faces = [(track.id, track.face, track.blend(p, seconds, smoothing)) for track, p in pairs]
-        yield seconds, frame, faces
 
 
 def format_time(moment, live, every):

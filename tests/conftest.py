@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import matplotlib
@@ -73,6 +74,25 @@ def run_script(tmp_path):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def project(small_fer2013, small_digits, tmp_path_factory):
+    """A copy of the project with small data sets, where everything may be written. `make` finds a .venv in it."""
+    folder = tmp_path_factory.mktemp("copy") / "project"
+    shutil.copytree(utils.ROOT, folder, ignore=shutil.ignore_patterns(".*", "data", "runs", "report", "__pycache__"))
+    shutil.copytree(small_fer2013, folder / "data")
+    shutil.copytree(small_digits, folder / "data" / "digit-recognizer")
+    if utils.YUNET.is_file():
+        shutil.copytree(utils.YUNET.parent, folder / "data" / "models")
+    (folder / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (folder / ".venv" / path.name).symlink_to(path)
+    for made in (folder / ".venv" / "ready", folder / "data" / "models" / "tried"):
+        made.unlink(missing_ok=True)  # a link to the file of the project itself
+        made.parent.mkdir(exist_ok=True)
+        made.touch()
+    return folder
 
 
 @pytest.fixture(scope="module")
