@@ -14,7 +14,8 @@ ANSWER = r"Preprocessing \.\.\.\n\d\d:\d\d:\d\d(\.\d\d)?s : \w+( \w+)?( , \d+%)?
 STREAM, DETECTOR = "python scripts/predict_live_stream.py --source short.mp4", r"YuNet is already at|note: .*Haar"
 NO_DOWNLOAD = "--only-detector --detector-source http://127.0.0.1:9/x"
 PAPERMILL, TRAIN = "papermill --cwd notebooks", "--iteration plain --epochs 1"
-PLAIN = f"python scripts/train.py {TRAIN} --output runs/model"
+TRAINED = f"python scripts/train.py {TRAIN} --output runs/model && test -s runs/model/iterations.csv"
+BACK = f"mkdir -p runs && cp -r ../emotions/runs/plain runs/ && {TRAINED}"
 
 # What the README says: what is run for it, and what the output must hold.
 SHORT = {
@@ -26,6 +27,10 @@ SHORT = {
     "make data": (f'make data ARGS="{NO_DOWNLOAD}"', DETECTOR),
     "make lab": ('make lab ARGS="--version"', r"\d+\.\d+\.\d+"),
     "make report": ("make report", r"open results/report/index\.html"),
+    """make archive ARGS="--videos recordings 'more/*.mp4' list.txt --output emotions\"""": (
+        """make archive ARGS="--videos short.mp4 'sh*.mp4' --output runs/emotions --workers 1\"""",
+        r"1 of 1 recordings",
+    ),
     "make scripts": ("make scripts && test -s scripts/train.py", ""),
     "python scripts/get_data.py --only-detector": (f"python scripts/get_data.py {NO_DOWNLOAD}", DETECTOR),
     "python scripts/predict.py --image me.jpg holiday --output read": (
@@ -37,7 +42,7 @@ SHORT = {
     "predict_live_stream.py --every 0.5": (f"{STREAM} --every 0.5", ANSWER),
     f"{PAPERMILL} -p iteration plain -p output ../runs/quick notebooks/03_cnn_iterations.ipynb out.ipynb": (
         f"{PAPERMILL} -k python3 -p epochs 1 -p batch_size 32 -p precision float32 -p iteration plain "
-        "-p output ../runs/quick notebooks/03_cnn_iterations.ipynb out.ipynb && test -s runs/quick/my_own_model.pkl",
+        "-p output ../runs/quick notebooks/03_cnn_iterations.ipynb out.ipynb && test -s runs/quick/iterations.csv",
         "",
     ),
     "papermill -p every 0.5": (
@@ -45,7 +50,7 @@ SHORT = {
         "",
     ),
     "tensorboard --logdir runs": ("tensorboard --version_tb", r"\d+\.\d+"),
-    # A folder beside the project stands for the rented machine, and TensorFlow for JAX; these three build on each other.
+    # A folder beside the project stands for the rented machine, TensorFlow for JAX. Each needs the one before.
     "scp -r utils.py training.py scripts data/cache/train.npz you@gpu:emotions/": (
         "mkdir ../emotions && cp -r utils.py training.py scripts data/cache/train.npz ../emotions",
         "",
@@ -54,11 +59,8 @@ SHORT = {
         f"cd ../emotions && KERAS_BACKEND=tensorflow python scripts/train.py {TRAIN} --data . --run runs/plain",
         "",
     ),
-    "scp -r you@gpu:emotions/runs/adapted runs/ && python scripts/train.py": (
-        f"mkdir -p runs && cp -r ../emotions/runs/plain runs/ && {PLAIN} && test -s runs/model/my_own_model.pkl",
-        "",
-    ),
-    "python scripts/train.py": (f"{PLAIN} && test -s runs/model/my_own_model.pkl", ""),
+    "scp -r you@gpu:emotions/runs/adapted runs/ && python scripts/train.py": (BACK, ""),
+    "python scripts/train.py": (BACK, ""),
     # Windows: the same scripts, with the other kind of slash.
     r".venv\Scripts\python scripts\get_data.py --only-detector": (
         f"python scripts/get_data.py {NO_DOWNLOAD}",
@@ -148,7 +150,8 @@ def test_every_command_is_known():
 
 
 def test_commands_are_found():
-    text = "`make` or\n`make\nlive` with `python`:\n\n```\nX=1 python a.py  # now\nme.jpg : Sad\n```\n```python\nimport a\n```\n"
+    text = "`make` or\n`make\nlive` with `python`:\n\n```\nX=1 python a.py  # now\nme.jpg : Sad\n```\n"
+    text += "```python\nimport git\n```\n"
     assert find_commands(text) == ["X=1 python a.py", "make", "make live"]
 
 
