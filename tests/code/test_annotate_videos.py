@@ -26,7 +26,10 @@ pytest.importorskip("pyarrow", reason="pyarrow is not there: `make archive` inst
 SCRIPT = utils.ROOT / "scripts" / "annotate_videos.py"
 FACE = ["track", *archive.SIDES]
 live_stream = load_script("predict_live_stream")
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its processes are looked at as Linux shows them")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="its processes are looked at as Linux shows them"),
+    pytest.mark.slow,
+]
 
 
 def start(*arguments, **environment):

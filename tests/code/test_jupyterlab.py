@@ -16,6 +16,8 @@ import pytest
 
 import utils
 
+pytestmark = pytest.mark.slow
+
 PARAMETERS = {
     "00_get_data": {"only_detector": True, "detector_source": "http://127.0.0.1:9/x"},
     "02_eda": {"epochs": 1},

@@ -89,6 +89,7 @@ def test_papermill_executes_it(notebook, checkout, small_parameters, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (checkout / "results").rglob("*")} == results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder"), [("02_eda", "output"), ("05_evaluation", "figures")])
 def test_the_same_input_gives_the_same_files(name, folder, small_parameters, tmp_path):
     files = []

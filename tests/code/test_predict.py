@@ -47,7 +47,6 @@ def test_the_model_passes_the_bar_on_a_thousand_faces(call_script, reported, tmp
 
 
 @needs_test_set
-@pytest.mark.slow
 def test_the_model_is_the_one_that_was_reported(run_script, reported):
     process = run_script("predict.py")
     assert process.stdout == f"Accuracy on test set: {reported:.0%}\n", process.stderr

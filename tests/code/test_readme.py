@@ -9,6 +9,8 @@ import pytest
 
 import utils
 
+pytestmark = pytest.mark.slow
+
 README = (utils.ROOT / "README.md").read_text()
 ANSWER = r"Preprocessing \.\.\.\n\d\d:\d\d:\d\d(\.\d\d)?s : \w+( \w+)?( , \d+%)?\n"
 STREAM, DETECTOR = "python scripts/predict_live_stream.py --source short.mp4", r"YuNet is already at|note: .*Haar"
