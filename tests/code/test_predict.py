@@ -19,8 +19,8 @@ def test_prints_one_line_with_the_accuracy(run_script, small_fer2013):
     assert process.returncode == 0 and process.stderr == ""
 
 
-def test_verbose_tells_the_halves_and_the_emotions(call_script, small_fer2013):
-    lines = call_script("predict.py", "--data", small_fer2013, "--verbose").stdout.splitlines()
+def test_verbose_tells_the_halves_and_the_emotions(run_script, small_fer2013):
+    lines = run_script("predict.py", "--data", small_fer2013, "--verbose").stdout.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == ["test set", "PublicTest", "PrivateTest", *utils.EMOTIONS]
     hits = {name: int(re.search(rf"{name} .* (\d+) of", "\n".join(lines))[1]) for name in ("test set", "PublicTest")}
     private = int(re.search(r"PrivateTest .* (\d+) of 35", "\n".join(lines))[1])
@@ -34,13 +34,13 @@ def reported():
 
 
 @needs_test_set
-def test_the_model_passes_the_bar_on_a_thousand_faces(call_script, reported, tmp_path):
+def test_the_model_passes_the_bar_on_a_thousand_faces(run_script, reported, tmp_path):
     images, labels = (part[::7] for part in utils.load_fer2013("test"))
     rows = (
         f"{label},PublicTest,{' '.join(map(str, image.ravel()))}\n" for image, label in zip(images, labels, strict=True)
     )
     (tmp_path / "icml_face_data.csv").write_text("emotion, Usage, pixels\n" + "".join(rows))
-    process = call_script("predict.py", "--data", tmp_path)
+    process = run_script("predict.py", "--data", tmp_path)
     accuracy = int(re.fullmatch(r"Accuracy on test set: (\d\d)%\n", process.stdout)[1])
     assert accuracy > 60
     assert accuracy == pytest.approx(100 * reported, abs=4.5)  # three standard errors of 1,000
