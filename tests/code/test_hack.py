@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import cv2
@@ -209,6 +210,20 @@ def test_the_page_measures_the_images_that_it_writes(smiles, tmp_path):
     texts = [output.data["text/plain"] for output in outputs if "text/plain" in output.get("data", {})]
     for words in ("hacking", "what survives"):
         assert ["100%" in text for text in texts if text.startswith(words)] == [True]  # one line that is replaced
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+
+
+def test_the_notebook_of_the_robust_hack_asks_its_three_questions(smiles, tmp_path):
+    """Most smiles become Sad by little, and the table says what survives; each figure has words."""
+    notebook = utils.ROOT / "notebooks" / "extra_robust_hack.ipynb"
+    executed = execute_notebook(notebook, {"data": str(smiles[0]), "limit": 2}, tmp_path / "executed.ipynb")
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    pictures = [output.metadata for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2 and all(metadata["image/png"]["alt"] for metadata in pictures)
+    tables = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]
+    own, survival = (re.findall(r">(\d+)%<", table) for table in tables)
+    assert own[0] == "100"  # by up to 8 grey values every one of these is Sad to the network that was asked
+    assert len(survival) == 12 and survival[:5:4] == ["100", "100"]  # so it is in the file, for one view and for many
     assert not [output for output in outputs if output.get("name") == "stderr"]
 
 
