@@ -6,7 +6,7 @@ ARGS ?=
 CLIP := ../results/preprocessing_test/input_video.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup live preprocess predict archive train data scripts notebooks report lab test lint bench clean
+.PHONY: help setup live preprocess predict archive train data scripts notebooks report lab test lint bench times clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +89,9 @@ lint: setup ## check the style of notebooks, scripts and tests
 
 bench: setup data/models/tried ## speed and memory of the live stream, on one core
 	@$(PY) tests/benchmark.py --output results/benchmark.json $(ARGS)
+
+times: setup .venv/archive data/models/tried ## what each command takes, into results/times.json and the README (ten minutes)
+	@$(PY) tools/times.py
 
 clean: ## remove what `make setup` made
 	rm -rf .venv

@@ -32,6 +32,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 import archive
 import utils
@@ -131,6 +132,20 @@ def check_cluster(client, files):
 
 
 @contextmanager
+def ctrl_c_later():
+    """Put Ctrl-C off to the end of the block. Threads and processes that it starts never get it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # else the first process that multiprocessing starts would let it through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
 def open_cluster(workers, scheduler, files):
     """Yield a Dask client of the cluster at `scheduler`, or of one of this machine that ends with the block.
 
@@ -143,7 +158,8 @@ def open_cluster(workers, scheduler, files):
     local = None
     if not scheduler:
         quiet = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
-        local = LocalCluster(n_workers=workers or None, threads_per_worker=1, memory_limit=None, **quiet)
+        with ctrl_c_later():
+            local = LocalCluster(n_workers=workers or None, threads_per_worker=1, memory_limit=None, **quiet)
     try:
         try:
             client = Client(local or scheduler, timeout=WAIT)

@@ -67,6 +67,13 @@ def test_the_readme_shows_the_figures_that_the_runs_wrote():
     assert f" | {benchmark['first answer s']:.2f} s; {benchmark['median ms a frame']:.1f} ms; " in table
 
 
+def test_the_readme_shows_the_times_that_were_measured(monkeypatch):
+    monkeypatch.syspath_prepend(utils.ROOT / "tools")
+    import times
+
+    assert times.BEGIN + times.write_table(json.loads(times.RESULT.read_text())) + times.END in times.README.read_text()
+
+
 def test_bad_input_is_one_clear_line(call_script, tmp_path, small_fer2013):
     (tmp_path / "letter").mkdir()
     text = (small_fer2013 / "icml_face_data.csv").read_text().splitlines()

@@ -44,7 +44,8 @@ SHORT = {
     "predict_live_stream.py --every 0.5": (f"{STREAM} --every 0.5", ANSWER),
     f"{PAPERMILL} -p iteration plain -p output ../runs/quick notebooks/03_cnn_iterations.ipynb out.ipynb": (
         f"{PAPERMILL} -k python3 -p epochs 1 -p batch_size 32 -p precision float32 -p iteration plain "
-        "-p output ../runs/quick notebooks/03_cnn_iterations.ipynb out.ipynb && test -s runs/quick/iterations.csv",
+        "-p output ../runs/quick -p run ../runs/quick_run "
+        "notebooks/03_cnn_iterations.ipynb out.ipynb && test -s runs/quick/iterations.csv",
         "",
     ),
     "papermill -p every 0.5": (
