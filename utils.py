@@ -1106,6 +1106,12 @@ def import_keras():
             f"Keras does not start ({shorten(error)}): KERAS_BACKEND or ~/.keras/keras.json names a backend that is "
             "not installed; tensorflow is"
         ) from None
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        with quiet_stderr():
+            tensorflow.config.list_physical_devices()  # where there is a driver and no GPU, it complains of that once
+        tensorflow.get_logger().setLevel("ERROR")  # it warns of each new shape, and a network here sees many
     keras.config.set_image_data_format("channels_last")
     return keras
 
