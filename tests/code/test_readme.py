@@ -26,6 +26,7 @@ SHORT = {
     "make test": ('make test ARGS="tests/code/test_faces.py --collect-only -q"', r"tests collected|: \d+\n"),
     "make": ("make", r"(?s)live .*test .*report "),
     "make bench": ("make --dry-run bench", r"tests/benchmark\.py --output results/benchmark\.json"),  # takes minutes
+    "make times": ("make --dry-run times", r"tools/times\.py"),  # takes minutes
     "make data": (f'make data ARGS="{NO_DOWNLOAD}"', DETECTOR),
     "make lab": ('make lab ARGS="--version"', r"\d+\.\d+\.\d+"),
     "make report": ("make report", r"open results/report/index\.html"),
