@@ -6,7 +6,7 @@ ARGS ?=
 CLIP := ../results/preprocessing_test/input_video.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup live preprocess predict archive train data scripts notebooks report lab test lint bench times clean
+.PHONY: help setup live preprocess predict archive train data scripts notebooks report lab test lint bench times compare soak clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -92,6 +92,12 @@ bench: setup data/models/tried ## speed and memory of the live stream, on one co
 
 times: setup .venv/archive data/models/tried ## what each command takes, into results/times.json and the README (ten minutes)
 	@$(PY) tools/times.py
+
+compare: setup data/models/tried ## this project beside fer and deepface, which are installed for it (4 GB; 10 minutes)
+	@$(PY) tools/compare.py $(ARGS)
+
+soak: setup data/models/tried ## does the live stream run for hours: memory, threads, a camera that goes (10 minutes)
+	@$(PY) tests/soak.py --output results/soak.json $(ARGS)
 
 clean: ## remove what `make setup` made
 	rm -rf .venv

@@ -1624,7 +1624,16 @@ def draw_panel(faces, height):
     return panel
 
 
-# -------------------------------------------------------------------------------------------- plots and progress
+# ------------------------------------------------------------------------------------- plots, pages and progress
+
+
+def fill_in(text, name, content):
+    """Return a page's markdown with `content` between its comments "<!-- name: ... -->" and "<!-- end of name -->"."""
+    pattern = rf"(<!-- {name}: [^>]*-->\n).*?(<!-- end of {name} -->)"
+    filled, count = re.subn(pattern, lambda found: f"{found[1]}{content}\n{found[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise InputError(f"the page has {count} places for {name}; expected <!-- {name}: ... --> and its end, once")
+    return filled
 
 
 class _Line:

@@ -27,6 +27,8 @@ SHORT = {
     "make": ("make", r"(?s)live .*test .*report "),
     "make bench": ("make --dry-run bench", r"tests/benchmark\.py --output results/benchmark\.json"),  # takes minutes
     "make times": ("make --dry-run times", r"tools/times\.py"),  # takes minutes
+    "make compare": ("make --dry-run compare", r"tools/compare\.py"),  # installs 4 GB
+    "make soak": ("make --dry-run soak", r"tests/soak\.py --output results/soak\.json"),  # takes minutes
     "make data": (f'make data ARGS="{NO_DOWNLOAD}"', DETECTOR),
     "make lab": ('make lab ARGS="--version"', r"\d+\.\d+\.\d+"),
     "make report": ("make report", r"open results/report/index\.html"),
