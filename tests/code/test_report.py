@@ -12,6 +12,7 @@ from tests.conftest import assert_one_clear_line
 
 EXECUTED = utils.RESULTS / "notebooks"
 NAMES = ["index", *sorted(path.stem for path in EXECUTED.glob("*.ipynb"))]
+PAGES = [*NAMES, "model_card"]
 READ_PAGE = """() => ({
     width: document.documentElement.scrollWidth,
     pictures: [...document.images].map(image => ({
@@ -62,7 +63,7 @@ def open_page(browser):
         page.close()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_browser_shows_a_page_whole(site, open_page, name):
     wide, narrow = [open_page(site / f"{name}.html", width) for width in (1200, 390)]
     for width, page in ((1200, wide), (390, narrow)):
@@ -102,7 +103,7 @@ def test_the_first_page_has_the_readme_results_and_leads_everywhere(site, open_p
     table = re.search(r"<!-- results.*?-->\n(.*?)<!-- end of results -->", readme, re.DOTALL)[1]
     for figure in re.findall(r"\| ([^|]+) \|\n", table)[1:]:
         assert f"<td>{figure}</td>" in html
-    assert {(site / f"{name}.html").as_uri() for name in NAMES} <= {*page["links"]}
+    assert {(site / f"{name}.html").as_uri() for name in PAGES} <= {*page["links"]}
     words = [alt.split() for alt in re.findall(r"!\[([^\]]*)\]\((?!http)", readme)]
     assert [picture["alt"].split() for picture in page["pictures"]] == words
 

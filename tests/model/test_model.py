@@ -1,6 +1,7 @@
 """Does the saved model behave: its contract, its sense, and that the files beside it belong to it."""
 
 import json
+import re
 import sys
 
 import cv2
@@ -110,7 +111,33 @@ def test_the_figures_are_not_worse_than_they_were():
     assert evaluation["accuracy"]["PrivateTest"]["value"] > 0.70
     assert evaluation["calibration error"] < 0.02
     assert evaluation["beside"]["pre-trained"]["value"] > 0.67
-    assert set(evaluation["robustness"]) == {"blur", "noise", "darkness", "low resolution", "JPEG", "shift"}
+    changes = {"blur", "noise", "darkness", "darkness, levelled", "low resolution", "JPEG", "shift", "tilt", "covered"}
+    assert set(evaluation["robustness"]) == changes
+
+
+def numbers(value):
+    """Return every number in what a JSON file holds."""
+    if isinstance(value, dict):
+        return [number for part in value.values() for number in numbers(part)]
+    return [value] if isinstance(value, (int, float)) else []
+
+
+def test_the_model_card_says_what_the_results_hold():
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    evaluation = json.loads((utils.RESULTS / "evaluation.json").read_text())
+    report = json.loads(utils.MODEL.with_suffix(".json").read_text())
+    known = {f"{number:.1%}" for number in numbers(evaluation) + numbers(report)}
+    assert {*re.findall(r"\d+\.\d%", card)} <= known, "the card is out of date: run `make notebooks`"
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in card.splitlines() if line.startswith("| ")}
+    for name, cut in evaluation["accuracy"].items():
+        assert f"{cut['value']:.1%} ({cut['low']:.1%} to {cut['high']:.1%})" in rows[name]
+    for name, some in evaluation["emotions"].items():
+        recall = f"{some['recall']:.1%} ({some['recall from']:.1%} to {some['recall to']:.1%})"
+        assert f"{some['images']:,} | {recall} | {some['precision']:.1%} | {some['f1']:.1%}" in rows[name]
+    for name, some in evaluation["robustness"].items():
+        steps = " | ".join(f"{step}: {share:.1%}" for step, share in some["accuracy"].items())
+        assert steps in rows[f"{name} ({some['unit']})"]
+    assert f"{report['parameters']:,} parameters" in card and f"{report['epochs_trained']} epochs" in card
 
 
 @needs_data
