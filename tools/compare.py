@@ -187,13 +187,13 @@ def summarise(figures, stopped):
         for project, some in figures.items()
         if project != OURS
     }
-    return {"projects": medians, "ratios": ratios, "stopped": stopped}
+    return {"projects": medians, "ratios": ratios, "stopped": stopped, "packages": PEERS}
 
 
 def describe(result):
     """Return the README's part of a result as markdown: a picture with its words, a table, and who stopped."""
     projects, ratios = result["projects"], result["ratios"]
-    names = {peer: packages[0].replace("==", " ") for peer, packages in PEERS.items()}
+    names = {peer: packages[0].replace("==", " ") for peer, packages in result["packages"].items()}
     rows = [["what", *(names[peer] for peer in ratios), OURS], ["---"] * (len(ratios) + 2)]
     for figure, (words, form) in ROWS.items():
         beside = [f"{ratios[peer][figure]:.1f} times: {form.format(projects[peer][figure])}" for peer in ratios]
@@ -237,6 +237,7 @@ def draw(ratios):
 
 
 def main(environments, starts, rounds):
+    environments = Path(environments).resolve()
     pythons, stopped = {OURS: sys.executable}, {}
     for peer in PEERS:
         try:
@@ -253,6 +254,8 @@ def main(environments, starts, rounds):
             for name, array in zip(("test", "labels"), utils.load_fer2013("test"), strict=True):
                 np.save(folder / f"{name}.npy", array)
         figures, more = measure(pythons, folder, starts, rounds)
+    if OURS in more:
+        raise utils.InputError(f"{OURS} cannot be measured: {more[OURS]}")
     for project in figures:
         prefix = sys.prefix if project == OURS else environments / project
         files = (path for path in Path(prefix).resolve().rglob("*") if path.is_file() and not path.is_symlink())
@@ -271,8 +274,7 @@ def main(environments, starts, rounds):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--environments", type=Path, default=ROOT / "runs" / "compare", help="folder of the installed")
+    parser.add_argument("--environments", default=str(ROOT / "runs" / "compare"), help="folder of the other projects")
     parser.add_argument("--starts", type=int, default=5, help="of each project (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each set of frames (default: %(default)s)")
-    arguments = parser.parse_args()
-    main(arguments.environments.resolve(), arguments.starts, arguments.rounds)
+    utils.run_script(main, parser.parse_args)
