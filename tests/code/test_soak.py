@@ -25,11 +25,8 @@ def clip(write_video, astronaut):
 
 
 def over(figures):
-    return {
-        name: figures[name]
-        for name, limit in soak.LIMITS.items()
-        if "time" not in name and figures.get(name, 0) > limit
-    }
+    """Return what is over its limit, but for the time: another program may slow the end of a short run."""
+    return [name for name in soak.tell(figures) if "time" not in name]
 
 
 def test_a_file_that_is_read_again_and_again_takes_no_more(clip, detector, net):
@@ -48,4 +45,4 @@ def test_a_descriptor_that_is_left_open_is_seen(clip, detector, net, monkeypatch
     figures = soak.soak_file(clip, detector, net, 75, settled=25)
     for descriptor in opened:
         os.close(descriptor)
-    assert over(figures) == {"descriptors more": 50}
+    assert over(figures) == ["descriptors more"] and figures["descriptors more"] == 50
