@@ -23,7 +23,6 @@ import utils  # noqa: E402 (its folder is on sys.path from here on)
 
 ROUNDS = 3
 RESULT, README = utils.RESULTS / "times.json", utils.ROOT / "README.md"
-BEGIN, END = "<!-- times: written by `make times` -->\n", "<!-- end of times -->\n"
 COMMANDS = {  # as the README's table shows them: what is run
     "predict_live_stream.py --source CLIP": ["predict_live_stream.py", "--source", utils.CLIP],
     "preprocess.py": ["preprocess.py", "--output", "faces"],
@@ -114,17 +113,16 @@ def write_table(times):
         f"16, and {1000 / one / 128:.1f} on 128 if the disk keeps up. Decoding is {share * one:.0%} of that work, "
         f"and {share * quick:.0%} with `--rate 1`. In larger pictures it is more."
     )
-    return "\n".join([*rows, "", *textwrap.wrap(words, 119, break_on_hyphens=False), ""])
+    return "\n".join([*rows, "", *textwrap.wrap(words, 119, break_on_hyphens=False)])
 
 
 def main():
     times = {"cores": os.cpu_count(), "commands": time_commands(), "archive": time_archive()}
-    text = README.read_text(encoding="utf-8")
-    head, rest = text.split(BEGIN, 1)
+    text = utils.fill_in(README.read_text(encoding="utf-8"), "times", write_table(times))
     with utils.replacing(RESULT) as path:
         path.write_text(json.dumps(times, indent=2) + "\n")
     with utils.replacing(README) as path:
-        path.write_text(f"{head}{BEGIN}{write_table(times)}{END}{rest.split(END, 1)[1]}", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
