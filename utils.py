@@ -222,15 +222,15 @@ def locked(folder):
 @functools.cache
 def remove_leftovers(folder):
     """Remove what killed processes left of `temporary_folder` in a Path, once: there may be faces in it."""
-    for lock in folder.glob(".part-*/lock"):
+    for part in folder.glob(".part-*"):
         try:
-            if time.time() - lock.stat().st_mtime < 1:
+            if time.time() - part.stat().st_mtime < 1:
                 continue  # it is perhaps just being locked
-            with open(lock, "a") as file:
+            with open(part / "lock", "a") as file:  # it is the first that is made in a folder, and the first that goes
                 _lock(file)
         except OSError:
             continue  # its process is alive
-        shutil.rmtree(lock.parent, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager

@@ -99,8 +99,8 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     )
     process = python(code, tmp_path / "out.png", stdin=subprocess.PIPE)
     assert process.stdout.readline() == "written\n"
-    for lock in tmp_path.rglob("lock"):
-        os.utime(lock, (0, 0))  # for a second after its birth it is let alone
+    (part,) = tmp_path.glob(".part-*")
+    os.utime(part, (0, 0))  # for a second after its birth it is let alone
     try:
         utils.remove_leftovers(tmp_path)
         assert len(leftovers(tmp_path)) == 1
@@ -108,9 +108,37 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         process.kill()
         process.communicate()
     assert len(leftovers(tmp_path)) == 1
+    (tmp_path / ".part-unlocked").mkdir()  # as of a process that was killed while it removed one
+    (tmp_path / ".part-unlocked" / "face.png").write_text("a face")
+    os.utime(tmp_path / ".part-unlocked", (0, 0))
     process = python("with utils.replacing(sys.argv[1]) as path: path.write_text('new')", tmp_path / "other.txt")
     assert process.communicate() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes that are killed are forked")
+def test_a_training_that_is_killed_at_any_write_goes_on_to_the_same_result(tmp_path):
+    """Every row of the log, the best weights, and no leftover; what was measured in between is the time alone."""
+    command = [sys.executable, utils.ROOT / "tests" / "killed_runs.py", tmp_path]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+    import training
+
+    def result(run):
+        log = [row | {"seconds": None} for row in training.read_rows(run / "log.csv")]
+        with np.load(run / "weights.npz") as arrays:
+            return log, [arrays[name] for name in arrays.files], {path.name for path in run.iterdir()}
+
+    log, weights, names = result(tmp_path / "whole")
+    assert [row["epoch"] for row in log] == ["1", "2"] and log[1]["val_loss"] < log[0]["val_loss"]
+    killed = sorted(tmp_path.glob("*-*"))
+    assert len(killed) > 20 and {run.name[0] for run in killed} == {"1", "2"}
+    for run in killed:
+        resumed = result(run)
+        assert resumed[0] == log and resumed[2] == names, run.name
+        for one, other in zip(resumed[1], weights, strict=True):
+            assert one == pytest.approx(other, abs=1e-5), run.name
 
 
 def test_two_writers_of_one_folder_do_not_mix(tmp_path):
