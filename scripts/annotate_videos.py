@@ -317,7 +317,7 @@ def main(
     if failures:
         listing = utils.show_path(folder / "failures.csv")
         raise utils.InputError(
-            f"{len(failures)} of {len(paths)} recordings failed, {listing} says why; the others are done"
+            f"{len(failures)} of {len(paths)} recordings failed or break off, {listing} says why; the rest is done"
         )
 
 

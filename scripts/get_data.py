@@ -227,7 +227,6 @@ def get_fer2013(archive, sources, folder, timeout):
         return
     if archive and not Path(archive).is_file():
         raise utils.InputError(f"no file at {archive}; expected the downloaded zip, or fer2013.tar.gz")
-    folder.mkdir(parents=True, exist_ok=True)
     with utils.locked(folder):
         if archive:
             add_archive(Path(archive), archive, folder)

@@ -220,9 +220,13 @@ def main(image: str, target: str, epsilon: int, limit: int, model: str, data: st
     for name in ("input_image", "hacked_image"):
         utils.check_output(folder / f"{name}.png", ".png", [image, model])
 
-    with utils.replacing(folder / "input_image.png") as first, utils.replacing(folder / "hacked_image.png") as second:
-        for path, picture in ((first, face), (second, hacked)):
-            path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    with utils.locked(folder):
+        with (
+            utils.replacing(folder / "input_image.png") as first,
+            utils.replacing(folder / "hacked_image.png") as second,
+        ):
+            for path, picture in ((first, face), (second, hacked)):
+                path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     files = [np.fromfile(folder / f"{name}.png", np.uint8) for name in ("input_image", "hacked_image")]
     pair = np.stack([cv2.imdecode(file, cv2.IMREAD_UNCHANGED) for file in files])
     before, after = network.predict(pair[..., None].astype(np.float32), verbose=0)

@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import glob
 import os
 from collections import Counter
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -87,30 +88,31 @@ def tell_emotions(paths, output, model):
     pictures = list(dict.fromkeys(picture for path in paths for picture in find_pictures(str(path))))
     outputs = name_outputs(pictures, output) if output else [None] * len(pictures)
     net = utils.EmotionNet(Path(model).with_suffix(".tflite") if model else None)
-    detector, failures = utils.FaceDetector(), []
+    detector, failures = utils.FaceDetector(), {}
     if detector.name == "Haar":
         print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
-    for path, target in zip(pictures, outputs, strict=True):
-        try:
-            if path.is_dir():
-                raise utils.InputError(
-                    f"no picture in {path}: expected files that end in {', '.join(sorted(PICTURES))}"
-                )
-            picture = utils.read_picture(path)
-        except (utils.InputError, OSError) as error:
-            failures.append(str(error))
-            continue
-        pairs = utils.read_emotions(picture, detector, net)
-        faces = [(number, *pair) for number, pair in enumerate(pairs, 1)]
-        print(format_faces(printable(path), faces), flush=True)
-        if target:
-            drawn = utils.draw_faces(
-                picture, faces, height=min(max(480, picture.shape[0]), 1080)
-            )  # as screens are high
-            with utils.replacing(target) as temporary:
-                temporary.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())  # tofile can miss a full disk
+    with utils.locked(output) if output else nullcontext():
+        for path, target in zip(pictures, outputs, strict=True):
+            try:
+                if path.is_dir():
+                    suffixes = ", ".join(sorted(PICTURES))
+                    raise utils.InputError(f"no picture in {path}: expected files that end in {suffixes}")
+                picture = utils.read_picture(path)
+            except (utils.InputError, OSError) as error:
+                failures[str(path)] = str(error)
+                continue
+            pairs = utils.read_emotions(picture, detector, net)
+            faces = [(number, *pair) for number, pair in enumerate(pairs, 1)]
+            print(format_faces(printable(path), faces), flush=True)
+            if target:
+                height = min(max(480, picture.shape[0]), 1080)  # as screens are high
+                drawn = utils.draw_faces(picture, faces, height)
+                with utils.replacing(target) as temporary:
+                    temporary.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())  # tofile can miss a full disk
     if failures:
-        raise utils.InputError(printable("; ".join(failures)))
+        names, reason = utils.shorten(", ".join(failures), 120), next(iter(failures.values()))
+        several = f"{len(failures)} of {len(pictures)} pictures cannot be read ({names}): " if len(failures) > 1 else ""
+        raise utils.InputError(printable(several + reason))
 
 
 def predict(network, images):

@@ -303,7 +303,8 @@ def main(
         figures["backend"] = (run_folder / "finished").read_text()
         print(json.dumps(figures, indent=2))
         log = training.read_log(run_folder / "log.csv")
-        save_results(folder, run_folder, model, {"iteration": iteration} | figures | arguments, log)
+        with utils.locked(folder):
+            save_results(folder, run_folder, model, {"iteration": iteration} | figures | arguments, log)
         print(f"the results are in {utils.show_path(folder)}")
 
 

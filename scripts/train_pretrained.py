@@ -235,7 +235,8 @@ def main(
             figures["backend"] = (run_folder / stage / "finished").read_text()
             rows.append({"stage": stage} | figures | arguments[stage])
         print(json.dumps(figures, indent=2))
-        save_results(folder, run_folder, model, rows)
+        with utils.locked(folder):
+            save_results(folder, run_folder, model, rows)
         print(f"the results are in {utils.show_path(folder)}")
 
 

@@ -22,10 +22,12 @@ import numpy as np
 import pytest
 
 import utils
+from tests.code.test_archive import annotate_whole
 from tests.code.test_data import GOOD, as_arrays, read_rows, write_layout
-from tests.code.test_video import numbered_frames
+from tests.code.test_video import numbered_frames, write_container
 from tests.conftest import assert_one_clear_line, load_script, needs_yunet
 
+LIVE = "predict_live_stream.py"
 SHIPPED = utils.MODEL.with_suffix(".tflite")
 
 
@@ -153,6 +155,72 @@ def test_two_writers_of_one_folder_do_not_mix(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["image0.png"]  # a lock that is free leaves nothing
     preprocess.write_images(np.zeros((2, 48, 48), np.uint8), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image0.png", "image1.png"]
+
+
+@pytest.fixture
+def half_video(astronaut, tmp_path):
+    """A function that writes an .mkv file of some seconds of a face, of which the second half is missing."""
+
+    def write(seconds):
+        path = tmp_path / "half.mkv"
+        content = write_container(path, "mp4v", [cv2.resize(astronaut, (320, 320))] * round(10 * seconds))
+        path.write_bytes(content[: len(content) // 2])
+        return path
+
+    return write
+
+
+def test_images_of_a_video_that_breaks_off_are_kept_if_there_are_enough(run_script, half_video, tmp_path):
+    process = run_script("preprocess.py", "--source", half_video(10), "--output", "faces")
+    assert_one_clear_line(process, "half.mkv breaks off at")
+    assert not (tmp_path / "faces").exists()
+    process = run_script("preprocess.py", "--source", half_video(42), "--output", "faces")
+    assert_one_clear_line(process, "half.mkv breaks off at 2", "s of 4")
+    assert len(list((tmp_path / "faces").glob("image*.png"))) >= 20 and "pixels are in faces" in process.stdout
+
+
+def test_answers_log_and_recording_of_a_video_that_breaks_off_are_kept(run_script, half_video, tmp_path):
+    process = run_script(LIVE, "--source", half_video(10), "--log", "out.csv", "--record", "out.mp4")
+    assert_one_clear_line(process, "half.mkv breaks off at")
+    assert process.stdout.count("Preprocessing ...") >= 4
+    assert len((tmp_path / "out.csv").read_text().splitlines()) > 4
+    assert 40 < len(list(utils.Video(tmp_path / "out.mp4"))) < 60
+    assert {path.name for path in tmp_path.iterdir()} == {"half.mkv", "out.csv", "out.mp4"}
+
+
+@pytest.mark.parametrize("segment", [0.0, 0.05])  # in minutes
+def test_rows_of_a_recording_that_breaks_off_are_kept_and_it_is_listed(segment, half_video, tmp_path):
+    """A second start reads it no more, and lists it still; a whole file of its name takes its place."""
+    path = half_video(10)
+    for _ in range(2):
+        table, segments = annotate_whole(path, tmp_path / "output", segment)
+        assert 4 <= len(table) <= 6
+        assert "half.mkv breaks off at" in (tmp_path / "output" / "failures.csv").read_text()
+    assert segments == 0
+    write_container(path, "mp4v", numbered_frames(20))
+    annotate_whole(path, tmp_path / "output", segment)
+    assert (tmp_path / "output" / "failures.csv").read_text().splitlines() == ["video,reason"]
+
+
+def test_two_writers_of_one_file_do_not_mix(run_script, write_video, tmp_path):
+    video = write_video(numbered_frames(5))
+    for flag, name in (("--log", "out.csv"), ("--record", "out.mp4")):
+        (tmp_path / name).write_bytes(b"of the first")
+        with utils.locked(tmp_path, name):
+            process = run_script(LIVE, "--source", video, flag, name)
+            assert_one_clear_line(process, f"{name} is in use by another process")
+            assert (tmp_path / name).read_bytes() == b"of the first"
+            other = run_script(LIVE, "--source", video, flag, f"other{name}")
+            assert other.returncode == 0, other.stderr
+    assert not leftovers(tmp_path)
+
+
+def test_pictures_are_not_drawn_into_a_folder_that_another_process_fills(run_script, astronaut, tmp_path):
+    cv2.imwrite(str(tmp_path / "me.png"), astronaut)
+    with utils.locked(tmp_path / "out"):
+        process = run_script("predict.py", "--image", "me.png", "--output", "out")
+        assert_one_clear_line(process, "out is in use by another process")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
 
 
 def test_a_full_disk_leaves_the_old_recording(run_script, write_video, mount):
