@@ -52,17 +52,22 @@ SIDE = 48  # pixels, both sides of a FER2013 face
 MAX_BYTES = 2_000_000_000  # of what is read or unpacked at once; all files of FER2013 together have less than 1 GB
 
 
+def printable(text):
+    """Return text, such as a file's name, as one line that stdout can print, with escapes like \\n where it must."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def show_path(path):
     """Return a path or URL as text for people: relative to the project where it lies inside.
 
-    Of a URL neither user, password nor query are shown, because cameras take passwords in all of them. Bytes of a path
-    that are not UTF-8 are shown as escapes.
+    Of a URL neither user, password nor query are shown, because cameras take passwords in all of them.
     """
     if "://" in str(path):
-        return re.sub("//.*@", "//", re.sub("[?#].*", "", str(path)))
+        return printable(re.sub("//.*@", "//", re.sub("[?#].*", "", str(path))))
     path = Path(path)
-    path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    return printable(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def opencv_path(path):
@@ -117,7 +122,7 @@ def run_script(main, parse_args):
     except BrokenPipeError:  # whoever read the output has had enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        text = f"error: {' '.join(str(error).split())}"
+        text = printable(f"error: {' '.join(str(error).split())}")
         sys.exit(text if len(text) < LONGEST_LINE else f"{text[:150]} ... {text[-140:]}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -136,6 +141,19 @@ def _end_like_ctrl_c():
     for number in numbers:
         if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
             signal.signal(number, end)
+
+
+def output_folder(given, default):
+    """Return the Path of a folder for results, `given` or, where that is empty, `default`; it need not be there yet.
+
+    Raises:
+        InputError: there is something at that path, or on the way to it, that is no folder.
+    """
+    folder = Path(given or default)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{show_path(path)} is a file; expected a folder for the results")
+    return folder
 
 
 def check_output(path, suffix, inputs):

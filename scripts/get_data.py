@@ -323,7 +323,7 @@ def parse_args(argv=None):
 def main(
     archive: str, only_detector: bool, sources: str, detector_source: str, digits_source: str, timeout: float, data: str
 ):
-    folder = Path(data or utils.DATA)
+    folder = utils.output_folder(data, utils.DATA)
     get_detector(detector_source or YUNET_SOURCE, folder / utils.YUNET.relative_to(utils.DATA), timeout)
 
     if not only_detector:

@@ -46,10 +46,10 @@ def name_outputs(paths, folder):
     """Return a path in `folder` for each picture: me_emotions.png for me.jpg, and me_emotions_2.png for another me.
 
     Raises:
-        utils.InputError: `folder` is a file, or one of the paths in it is a picture of `paths`.
+        utils.InputError: `folder` is or looks like a file, or one of the paths in it is a picture of `paths`.
     """
-    folder, outputs, count = Path(folder), [], Counter()
-    if folder.suffix.lower() in PICTURES or (folder.exists() and not folder.is_dir()):
+    folder, outputs, count = utils.output_folder(folder, ""), [], Counter()
+    if folder.suffix.lower() in PICTURES:
         raise utils.InputError(f"--output is {folder}; expected a folder")
     inputs = {(file.st_dev, file.st_ino) for file in (path.stat() for path in paths if path.exists())}
     for path in paths:
@@ -60,13 +60,6 @@ def name_outputs(paths, folder):
             raise utils.InputError(f"--output would replace {output}, one of the pictures; name another folder")
         outputs.append(output)
     return outputs
-
-
-def printable(text):
-    """Return text, such as a file's name, as one line that stdout can print, with escapes like \\n where it must."""
-    encoding = sys.stdout.encoding or "utf-8"
-    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def format_faces(name, faces):
@@ -103,7 +96,7 @@ def tell_emotions(paths, output, model):
                 continue
             pairs = utils.read_emotions(picture, detector, net)
             faces = [(number, *pair) for number, pair in enumerate(pairs, 1)]
-            print(format_faces(printable(path), faces), flush=True)
+            print(format_faces(utils.printable(path), faces), flush=True)
             if target:
                 height = min(max(480, picture.shape[0]), 1080)  # as screens are high
                 drawn = utils.draw_faces(picture, faces, height)
@@ -112,7 +105,7 @@ def tell_emotions(paths, output, model):
     if failures:
         names, reason = utils.shorten(", ".join(failures), 120), next(iter(failures.values()))
         several = f"{len(failures)} of {len(pictures)} pictures cannot be read ({names}): " if len(failures) > 1 else ""
-        raise utils.InputError(printable(several + reason))
+        raise utils.InputError(several + reason)
 
 
 def predict(network, images):

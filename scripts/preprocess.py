@@ -123,7 +123,7 @@ def parse_args(argv=None):
 
 
 def main(source: str, output: str):
-    folder = Path(output) if output else utils.RESULTS / "preprocessing_test"
+    folder = utils.output_folder(output, utils.RESULTS / "preprocessing_test")
     utils.remove_leftovers(folder)
     for path in folder.glob("image*.png"):
         utils.check_output(path, ".png", [source])

@@ -290,7 +290,7 @@ def test_pictures_of_the_same_name_are_all_written(tell, write, frames, tmp_path
 def test_arguments_that_make_no_sense_are_one_clear_line(run_script, tell, write, frames, tmp_path):
     me = write(frames.one, "me.png")
     before = me.read_bytes()
-    assert_one_clear_line(tell("me.png", "--output", "me.png"), "--output is me.png", "expected a folder")
+    assert_one_clear_line(tell("me.png", "--output", "me.png"), "me.png is a file; expected a folder")
     assert_one_clear_line(tell("me.png", "--output", "new.jpg"), "--output is new.jpg", "expected a folder")
     assert_one_clear_line(run_script("predict.py", "--output", "out"), "--output", "--image")
     assert_one_clear_line(tell("me.png", "--model", "none.pkl"), "none.tflite", "train.py")

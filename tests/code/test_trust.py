@@ -462,6 +462,30 @@ def test_a_video_may_have_any_name(name, write_video, tmp_path, monkeypatch):
         assert len(list(utils.Video(path))) == 5
 
 
+def test_an_error_is_one_short_line_that_no_name_can_colour_or_break(run_script):
+    process = run_script(LIVE, "--source", "\x1b[31m\r\nred.mp4")
+    assert_one_clear_line(process, "no video at \\x1b[31m\\r\\nred.mp4: expected a camera number")
+    process = run_script(LIVE, "--source", "/".join(["long" * 50] * 9))
+    assert_one_clear_line(process, "error: no video at longlong", " ... ", "or an rtsp or http URL")
+    assert len(process.stderr) <= 300
+
+
+@pytest.mark.parametrize("name", ["file.txt", "file.txt/below", "link", "pipe"])
+def test_results_need_a_folder_which_is_told_at_once(name, run_script, tmp_path):
+    (tmp_path / "file.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("file.txt")
+    os.mkfifo(tmp_path / "pipe")
+    process = run_script("preprocess.py", "--output", name)
+    assert_one_clear_line(process, f"{name.split('/')[0]} is a file; expected a folder")
+    assert process.stdout == "" and (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_a_list_of_videos_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(utils.InputError, match="no list at .*list.txt: expected a text file"):
+        load_script("annotate_videos").find_videos([str(tmp_path / "list.txt")])
+
+
 @needs_yunet
 def test_a_detector_that_works_outlives_a_download_that_fails(tmp_path, capsys):
     """It is another file than the one that is asked for: another version of YuNet, say."""
