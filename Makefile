@@ -81,7 +81,7 @@ THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENCV_FOR_THREADS_NUM=1 TF_
 test: setup data/models/tried lint ## run the tests in two processes, nine minutes (ARGS="-n 4" for four)
 	$(THREADS) $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-fuzz: setup ## feed the readers and the command lines what nobody expects, 20,000 times each (hours; ARGS="-k csv")
+fuzz: setup ## feed the readers and the command lines what nobody expects, 20,000 times each (ARGS="-k csv")
 	FUZZ=20000 $(THREADS) $(PY) -m pytest tests/code/test_fuzz.py --timeout 0 $(ARGS)
 
 lint: setup ## check the style of notebooks, scripts and tests

@@ -144,8 +144,8 @@ class DataSet:
                 self.failures = {row["video"]: row["reason"] for row in csv.DictReader(file)}
         for part in (folder / "answers").glob("[!.]*.parquet"):
             read_told(part)  # refuses another data set
-        for half in folder.glob("*/.*.part.parquet"):  # of a process that was killed
-            half.unlink()
+        for place in ("answers", "segments"):
+            utils.remove_leftovers(folder / place)
         for path in paths:
             try:
                 status = path.stat()

@@ -109,13 +109,16 @@ def run_script(main, parse_args):
     Exit codes: 0; 1 after an error that the user can mend, told in one line on stderr; 130 after Ctrl-C.
 
     Args:
-        main: takes the parsed arguments as keywords.
+        main: takes the parsed arguments as keywords, which are annotated with their types.
         parse_args: returns an argparse.Namespace, or exits with 2 as argparse does.
     """
     arguments = {
         name: os.path.expanduser(value) if isinstance(value, str) else value
         for name, value in vars(parse_args()).items()
     }
+    for name, value in arguments.items():
+        if value == [] and main.__annotations__[name] is not list:  # what argparse makes of --name=-- until Python 3.12
+            sys.exit(f"error: --{name.replace('_', '-')} has no value")
     _end_like_ctrl_c()
     try:
         main(**arguments)

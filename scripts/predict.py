@@ -80,7 +80,7 @@ def tell_emotions(paths, output, model):
     """
     pictures = list(dict.fromkeys(picture for path in paths for picture in find_pictures(str(path))))
     outputs = name_outputs(pictures, output) if output else [None] * len(pictures)
-    net = utils.EmotionNet(Path(model).with_suffix(".tflite") if model else None)
+    net = utils.EmotionNet(f"{os.path.splitext(model)[0]}.tflite" if model else None)
     detector, failures = utils.FaceDetector(), {}
     if detector.name == "Haar":
         print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
