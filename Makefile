@@ -6,7 +6,7 @@ ARGS ?=
 CLIP := ../results/preprocessing_test/input_video.mp4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup live preprocess predict archive train data scripts notebooks report lab test lint bench times compare soak clean
+.PHONY: help setup live preprocess predict archive train data scripts notebooks report lab test fuzz lint bench times compare soak clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,6 +80,9 @@ THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENCV_FOR_THREADS_NUM=1 TF_
 
 test: setup data/models/tried lint ## run the tests in two processes, nine minutes (ARGS="-n 4" for four)
 	$(THREADS) $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+fuzz: setup ## feed the readers and the command lines what nobody expects, 20,000 times each (ARGS="-k csv")
+	FUZZ=20000 $(THREADS) $(PY) -m pytest tests/code/test_fuzz.py --timeout 0 $(ARGS)
 
 lint: setup ## check the style of notebooks, scripts and tests
 	$(PY) -m ruff check .

@@ -144,8 +144,8 @@ class DataSet:
                 self.failures = {row["video"]: row["reason"] for row in csv.DictReader(file)}
         for part in (folder / "answers").glob("[!.]*.parquet"):
             read_told(part)  # refuses another data set
-        for half in folder.glob("*/.*.part.parquet"):  # of a process that was killed
-            half.unlink()
+        for place in ("answers", "segments"):
+            utils.remove_leftovers(folder / place)
         for path in paths:
             try:
                 status = path.stat()
@@ -179,10 +179,13 @@ class DataSet:
         elif video in self._segments:  # else another segment has failed
             self._segments[video][request["part"]] = answer
             if all(self._segments[video].values()):
-                path = part_path(self.folder, video)
-                self.lengths[video] = join_segments(path, signature, self._segments.pop(video))
-                if self.failures.pop(video, None):
+                segments = self._segments.pop(video)
+                broken = [told["broken"] for told in segments.values() if told.get("broken")]
+                if self.failures.pop(video, None) or broken:
+                    if broken:
+                        self.failures[video] = broken[0]
                     self._write_failures()
+                self.lengths[video] = join_segments(part_path(self.folder, video), signature, segments)
             return max(0.0, answer["end"] - request["start"])
         return 0.0
 
@@ -222,23 +225,28 @@ def read_answers(video, start, stop, every, rate, smoothing, net):
 
     Returns:
         list of rows in the order of `schema`, and a dict: `before` and `after`, the newest place (seconds, x, y, side)
-        of each track when the segment began and ended, as pairs with its id; `end`, when the last frame ended.
+        of each track when the segment began and ended, as pairs with its id; `end`, when the last frame ended;
+        `broken`, the error where the video breaks off, or empty.
     """
-    due, rows, newest, before, end = utils.Schedule(1 / every), [], {}, None, 0.0
-    for seconds, _, faces in utils.analyse(video, utils.FaceDetector(), net, smoothing, rate):
-        if seconds >= stop - 1e-6:
-            break
-        if before is None and seconds >= start - 1e-6:
-            before = list(newest.items())
-        newest |= {number: (seconds, face.x, face.y, face.side) for number, face, _ in faces}
-        end = seconds + 1 / video.fps
-        if due.is_due(seconds) and before is not None:
-            for number, face, probabilities in sorted(faces, key=lambda face: face[0]):
-                emotion, _ = utils.name_emotion(probabilities)
-                found = (number, *face.box, face.score, *map(float, probabilities), emotion)
-                rows.append((video.source, seconds, *found))
+    due, rows, newest, before, end, broken = utils.Schedule(1 / every), [], {}, None, 0.0, ""
+    detector = utils.FaceDetector()
+    try:
+        for seconds, _, faces in utils.analyse(video, detector, net, smoothing, rate):
+            if seconds >= stop - 1e-6:
+                break
+            if before is None and seconds >= start - 1e-6:
+                before = list(newest.items())
+            newest |= {number: (seconds, face.x, face.y, face.side) for number, face, _ in faces}
+            end = seconds + 1 / video.fps
+            if due.is_due(seconds) and before is not None:
+                for number, face, probabilities in sorted(faces, key=lambda face: face[0]):
+                    emotion, _ = utils.name_emotion(probabilities)
+                    found = (number, *face.box, face.score, *map(float, probabilities), emotion)
+                    rows.append((video.source, seconds, *found))
+    except utils.InputError as error:
+        broken = str(error)
     before = list(newest.items()) if before is None else before
-    return rows, {"before": before, "after": sorted(newest.items()), "end": end}
+    return rows, {"before": before, "after": sorted(newest.items()), "end": end, "broken": broken}
 
 
 def annotate(request):

@@ -52,17 +52,22 @@ SIDE = 48  # pixels, both sides of a FER2013 face
 MAX_BYTES = 2_000_000_000  # of what is read or unpacked at once; all files of FER2013 together have less than 1 GB
 
 
+def printable(text):
+    """Return text, such as a file's name, as one line that stdout can print, with escapes like \\n where it must."""
+    encoding = sys.stdout.encoding or "utf-8"
+    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def show_path(path):
     """Return a path or URL as text for people: relative to the project where it lies inside.
 
-    Of a URL neither user, password nor query are shown, because cameras take passwords in all of them. Bytes of a path
-    that are not UTF-8 are shown as escapes.
+    Of a URL neither user, password nor query are shown, because cameras take passwords in all of them.
     """
     if "://" in str(path):
-        return re.sub("//.*@", "//", re.sub("[?#].*", "", str(path)))
+        return printable(re.sub("//.*@", "//", re.sub("[?#].*", "", str(path))))
     path = Path(path)
-    path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    return str(path).encode("utf-8", "backslashreplace").decode()
+    return printable(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 def opencv_path(path):
@@ -92,6 +97,9 @@ def shorten(text, most=80):
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+LONGEST_LINE = 300  # characters of an error; of a longer one, as with a path of thousands, the middle is left out
+
+
 def run_script(main, parse_args):
     """Run a script's `main` with the arguments of its command line, and exit.
 
@@ -101,20 +109,24 @@ def run_script(main, parse_args):
     Exit codes: 0; 1 after an error that the user can mend, told in one line on stderr; 130 after Ctrl-C.
 
     Args:
-        main: takes the parsed arguments as keywords.
+        main: takes the parsed arguments as keywords, which are annotated with their types.
         parse_args: returns an argparse.Namespace, or exits with 2 as argparse does.
     """
     arguments = {
         name: os.path.expanduser(value) if isinstance(value, str) else value
         for name, value in vars(parse_args()).items()
     }
+    for name, value in arguments.items():
+        if value == [] and main.__annotations__[name] is not list:  # what argparse makes of --name=-- until Python 3.12
+            sys.exit(f"error: --{name.replace('_', '-')} has no value")
     _end_like_ctrl_c()
     try:
         main(**arguments)
     except BrokenPipeError:  # whoever read the output has had enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (InputError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        text = printable(f"error: {' '.join(str(error).split())}")
+        sys.exit(text if len(text) < LONGEST_LINE else f"{text[:150]} ... {text[-140:]}")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
@@ -132,6 +144,19 @@ def _end_like_ctrl_c():
     for number in numbers:
         if signal.getsignal(number) == signal.SIG_DFL:  # not under nohup
             signal.signal(number, end)
+
+
+def output_folder(given, default):
+    """Return the Path of a folder for results, `given` or, where that is empty, `default`; it need not be there yet.
+
+    Raises:
+        InputError: there is something at that path, or on the way to it, that is no folder.
+    """
+    folder = Path(given or default)
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{show_path(path)} is a file; expected a folder for the results")
+    return folder
 
 
 def check_output(path, suffix, inputs):
@@ -195,21 +220,24 @@ def _lock(file):
 
 
 @contextmanager
-def locked(folder):
-    """Keep other processes that ask for it out of a folder while the block runs; a killed one lets it go.
+def locked(folder, name=""):
+    """Keep other processes that ask for it away while the block runs: from a folder, or from the file `name` in it.
+
+    The folder is made if it is not there. A process that is killed lets it go.
 
     Raises:
-        InputError: another process is in it.
+        InputError: another process has it.
     """
-    path = Path(folder) / "lock"
+    path = Path(folder) / (f".{name}.lock" if name else "lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         try:
             _lock(file)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 raise FileNotFoundError  # the process before this one has just removed it
         except (BlockingIOError, PermissionError, FileNotFoundError):
-            shown = show_path(folder)
-            raise InputError(f"{shown} is in use by another process: wait for it, or give another folder") from None
+            shown = show_path(Path(folder) / name)
+            raise InputError(f"{shown} is in use by another process: wait for it, or give another name") from None
         except OSError:
             pass  # a file system without locks
         try:
@@ -222,15 +250,15 @@ def locked(folder):
 @functools.cache
 def remove_leftovers(folder):
     """Remove what killed processes left of `temporary_folder` in a Path, once: there may be faces in it."""
-    for lock in folder.glob(".part-*/lock"):
+    for part in folder.glob(".part-*"):
         try:
-            if time.time() - lock.stat().st_mtime < 1:
+            if time.time() - part.stat().st_mtime < 1:
                 continue  # it is perhaps just being locked
-            with open(lock, "a") as file:
+            with open(part / "lock", "a") as file:  # it is the first that is made in a folder, and the first that goes
                 _lock(file)
         except OSError:
             continue  # its process is alive
-        shutil.rmtree(lock.parent, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
@@ -897,7 +925,8 @@ class Video:
     """Frames of a camera, a file or a URL, each with its time.
 
     A file gives its frames with the file's own times. Where it is damaged, the frames after the damage are read too,
-    and what is missing is told on stderr. A camera or a stream is read all the time by a thread of its own and gives
+    and what is missing is told on stderr. One that ends more than a second before its own length raises an error after
+    its last frame. A camera or a stream is read all the time by a thread of its own and gives
     the newest frame, with the time since it was opened, so that no answer is about an old frame. When it stops it is
     opened again, for `patience` seconds.
 
@@ -916,7 +945,7 @@ class Video:
         opened: time.time() of the first frame.
 
     Raises:
-        InputError: it cannot be opened, has no frames, or stays away.
+        InputError: it cannot be opened, has no frames, stays away, or breaks off.
 
     Example:
         for seconds, frame in Video("clip.mp4"): ...
@@ -1002,7 +1031,7 @@ class Video:
         self._capture.grab()
 
     def _every(self, frame):
-        schedule, seconds, lost = Schedule(self.rate), -1 / self.fps, 0.0
+        schedule, seconds, lost, ends_early = Schedule(self.rate), -1 / self.fps, 0.0, False
         if self.start:
             self._seek()
             frame = None
@@ -1020,13 +1049,38 @@ class Video:
                         yield seconds, frame
                 frame = None
             rate = self._capture.get(cv2.CAP_PROP_FPS) or math.inf
-            missing = self._capture.get(cv2.CAP_PROP_FRAME_COUNT) / rate - seconds
-            lost += missing if missing > 1 else 0  # some containers only guess the length
+            missing = (self._capture.get(cv2.CAP_PROP_FRAME_COUNT) - 1) / rate - seconds
+            ends_early = missing > 1 and not self._has_whole_boxes()
+            lost += missing if missing > 1 else 0
         finally:
             self._capture.release()
-            if lost:
+            if lost and not ends_early:
                 shown = show_path(self.source)
                 print(f"{shown} is damaged: {lost:.1f} s of it cannot be read and were skipped", file=sys.stderr)
+
+        if ends_early:
+            shown, length = show_path(self.source), seconds + missing
+            raise InputError(f"{shown} breaks off at {seconds:.1f} s of {length:.1f} s: copy or download it again")
+
+    def _has_whole_boxes(self):
+        """Whether this is an .mp4 or .mov file that ends where the last of its boxes does.
+
+        Such a file may have fewer frames than it counts, since programs that cut without encoding only mark the first
+        ones as not to be shown. In other containers whole files were at most 0.1 s shorter than they say.
+        """
+        if self.is_url:
+            return False
+        size, place = os.path.getsize(self.source), 0
+        with open(self.source, "rb") as file:
+            while place < size:
+                file.seek(place)
+                head = file.read(16)
+                if not (place or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")):
+                    return False
+                length = int.from_bytes(head[:4])
+                length = int.from_bytes(head[8:]) if length == 1 else length or size
+                place += max(8, length)
+        return place == size
 
     def _grabs(self):
         """Grab frame after frame, the first of which was read before; yield how many failed before each.

@@ -42,10 +42,9 @@ SUFFIXES = ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .w
 
 def read_list(path):
     """Return the lines of a text file, but for empty ones; a relative path begins at the file's folder."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise utils.InputError(f"no list at {utils.show_path(path)}: {error.strerror}") from None
+    if not Path(path).is_file():
+        raise utils.InputError(f"no list at {utils.show_path(path)}: expected a text file")
+    lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     return [os.path.join(Path(path).parent, os.path.expanduser(line.strip())) for line in lines if line.strip()]
 
 
@@ -302,9 +301,7 @@ def main(
     if lacking:
         raise utils.InputError(f"{' and '.join(lacking)} missing: `make archive` installs requirements-archive.txt")
     paths = find_videos(list(map(str, videos)) or [str(utils.CLIP)])
-    folder = Path(os.path.abspath(output or utils.RUNS / "archive"))
-    if folder.exists() and not folder.is_dir():
-        raise utils.InputError(f"--output is {output}, a file; expected a folder")
+    folder = utils.output_folder(output, utils.RUNS / "archive").absolute()
     model = os.path.abspath(model or utils.MODEL.with_suffix(".tflite"))
     utils.EmotionNet(model)  # refuses what is no model
     if not utils.YUNET.is_file():
@@ -333,7 +330,7 @@ def main(
     if failures:
         listing = utils.show_path(folder / "failures.csv")
         raise utils.InputError(
-            f"{len(failures)} of {len(paths)} recordings failed, {listing} says why; the others are done"
+            f"{len(failures)} of {len(paths)} recordings failed or break off, {listing} says why; the rest is done"
         )
 
 

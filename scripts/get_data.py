@@ -227,7 +227,6 @@ def get_fer2013(archive, sources, folder, timeout):
         return
     if archive and not Path(archive).is_file():
         raise utils.InputError(f"no file at {archive}; expected the downloaded zip, or fer2013.tar.gz")
-    folder.mkdir(parents=True, exist_ok=True)
     with utils.locked(folder):
         if archive:
             add_archive(Path(archive), archive, folder)
@@ -324,7 +323,7 @@ def parse_args(argv=None):
 def main(
     archive: str, only_detector: bool, sources: str, detector_source: str, digits_source: str, timeout: float, data: str
 ):
-    folder = Path(data or utils.DATA)
+    folder = utils.output_folder(data, utils.DATA)
     get_detector(detector_source or YUNET_SOURCE, folder / utils.YUNET.relative_to(utils.DATA), timeout)
 
     if not only_detector:

@@ -186,6 +186,11 @@ def main(image: str, target: str, epsilon: int, limit: int, model: str, data: st
         raise utils.InputError(f"epsilon is {epsilon}; expected 1 to 255 grey values")
     if limit < 1:
         raise utils.InputError(f"limit is {limit}; expected 1 or more faces")
+    is_default = (image, target, limit, model, data, output) == ("", "Sad", 48, "", "", "")
+    ours = is_default and bool(utils.find_fer2013("test", utils.DATA))
+    folder = utils.output_folder(output, (utils.RESULTS if ours else utils.RUNS) / "hack_cnn")
+    for name in ("input_image", "hacked_image"):
+        utils.check_output(folder / f"{name}.png", ".png", [image, model])
     wanted = utils.EMOTIONS.index(target)
     network = utils.load_model(model or None)
     candidates = read_face(image)[None] if image else happy_faces(data, limit)
@@ -214,15 +219,14 @@ def main(image: str, target: str, epsilon: int, limit: int, model: str, data: st
     chosen = int(np.argmax(after > SURE))  # plain smiles come first
     face = surest[chosen]
     hacked = spare(network, face, hacked[chosen], wanted, SURE)
-    is_default = (image, target, limit, model, data, output) == ("", "Sad", 48, "", "", "")
-    ours = is_default and bool(utils.find_fer2013("test", utils.DATA))
-    folder = Path(output) if output else (utils.RESULTS if ours else utils.RUNS) / "hack_cnn"
-    for name in ("input_image", "hacked_image"):
-        utils.check_output(folder / f"{name}.png", ".png", [image, model])
 
-    with utils.replacing(folder / "input_image.png") as first, utils.replacing(folder / "hacked_image.png") as second:
-        for path, picture in ((first, face), (second, hacked)):
-            path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    with utils.locked(folder):
+        with (
+            utils.replacing(folder / "input_image.png") as first,
+            utils.replacing(folder / "hacked_image.png") as second,
+        ):
+            for path, picture in ((first, face), (second, hacked)):
+                path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     files = [np.fromfile(folder / f"{name}.png", np.uint8) for name in ("input_image", "hacked_image")]
     pair = np.stack([cv2.imdecode(file, cv2.IMREAD_UNCHANGED) for file in files])
     before, after = network.predict(pair[..., None].astype(np.float32), verbose=0)

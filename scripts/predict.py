@@ -22,6 +22,7 @@ if __name__ == "__main__":
 import glob
 import os
 from collections import Counter
+from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -45,10 +46,10 @@ def name_outputs(paths, folder):
     """Return a path in `folder` for each picture: me_emotions.png for me.jpg, and me_emotions_2.png for another me.
 
     Raises:
-        utils.InputError: `folder` is a file, or one of the paths in it is a picture of `paths`.
+        utils.InputError: `folder` is or looks like a file, or one of the paths in it is a picture of `paths`.
     """
-    folder, outputs, count = Path(folder), [], Counter()
-    if folder.suffix.lower() in PICTURES or (folder.exists() and not folder.is_dir()):
+    folder, outputs, count = utils.output_folder(folder, ""), [], Counter()
+    if folder.suffix.lower() in PICTURES:
         raise utils.InputError(f"--output is {folder}; expected a folder")
     inputs = {(file.st_dev, file.st_ino) for file in (path.stat() for path in paths if path.exists())}
     for path in paths:
@@ -59,13 +60,6 @@ def name_outputs(paths, folder):
             raise utils.InputError(f"--output would replace {output}, one of the pictures; name another folder")
         outputs.append(output)
     return outputs
-
-
-def printable(text):
-    """Return text, such as a file's name, as one line that stdout can print, with escapes like \\n where it must."""
-    encoding = sys.stdout.encoding or "utf-8"
-    text = str(text).encode(encoding, "backslashreplace").decode(encoding)
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def format_faces(name, faces):
@@ -86,31 +80,32 @@ def tell_emotions(paths, output, model):
     """
     pictures = list(dict.fromkeys(picture for path in paths for picture in find_pictures(str(path))))
     outputs = name_outputs(pictures, output) if output else [None] * len(pictures)
-    net = utils.EmotionNet(Path(model).with_suffix(".tflite") if model else None)
-    detector, failures = utils.FaceDetector(), []
+    net = utils.EmotionNet(f"{os.path.splitext(model)[0]}.tflite" if model else None)
+    detector, failures = utils.FaceDetector(), {}
     if detector.name == "Haar":
         print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
-    for path, target in zip(pictures, outputs, strict=True):
-        try:
-            if path.is_dir():
-                raise utils.InputError(
-                    f"no picture in {path}: expected files that end in {', '.join(sorted(PICTURES))}"
-                )
-            picture = utils.read_picture(path)
-        except (utils.InputError, OSError) as error:
-            failures.append(str(error))
-            continue
-        pairs = utils.read_emotions(picture, detector, net)
-        faces = [(number, *pair) for number, pair in enumerate(pairs, 1)]
-        print(format_faces(printable(path), faces), flush=True)
-        if target:
-            drawn = utils.draw_faces(
-                picture, faces, height=min(max(480, picture.shape[0]), 1080)
-            )  # as screens are high
-            with utils.replacing(target) as temporary:
-                temporary.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())  # tofile can miss a full disk
+    with utils.locked(output) if output else nullcontext():
+        for path, target in zip(pictures, outputs, strict=True):
+            try:
+                if path.is_dir():
+                    suffixes = ", ".join(sorted(PICTURES))
+                    raise utils.InputError(f"no picture in {path}: expected files that end in {suffixes}")
+                picture = utils.read_picture(path)
+            except (utils.InputError, OSError) as error:
+                failures[str(path)] = str(error)
+                continue
+            pairs = utils.read_emotions(picture, detector, net)
+            faces = [(number, *pair) for number, pair in enumerate(pairs, 1)]
+            print(format_faces(utils.printable(path), faces), flush=True)
+            if target:
+                height = min(max(480, picture.shape[0]), 1080)  # as screens are high
+                drawn = utils.draw_faces(picture, faces, height)
+                with utils.replacing(target) as temporary:
+                    temporary.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())  # tofile can miss a full disk
     if failures:
-        raise utils.InputError(printable("; ".join(failures)))
+        names, reason = utils.shorten(", ".join(failures), 120), next(iter(failures.values()))
+        several = f"{len(failures)} of {len(pictures)} pictures cannot be read ({names}): " if len(failures) > 1 else ""
+        raise utils.InputError(several + reason)
 
 
 def predict(network, images):

@@ -73,7 +73,6 @@ class AnswerLog:
     """A CSV file with one row for each face of each answer, written as the answers come."""
 
     def __init__(self, path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "w", newline="")
         self._rows = csv.writer(self._file)
         self._rows.writerow(["seconds", "track", "left", "top", "right", "bottom", *utils.EMOTIONS])
@@ -177,12 +176,15 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
         answers, the last 1,000 as a deque of (seconds, faces as `analyse` yields them), and a line that sums up.
 
     Raises:
-        utils.InputError: the source stopped, there is no screen for the window, or a file cannot be written.
+        utils.InputError: the source stopped or breaks off, there is no screen for the window, or a file cannot be
+            written, or is being written by another process.
     """
     detector = utils.FaceDetector()  # first, since it may fail, and an older log or recording must outlive that
     answers, frames, seconds, due, failure = deque(maxlen=1000), 0, 0.0, utils.Schedule(1 / every), None
     opened = video.opened if video.is_live else 0.0  # answers of a camera are due, and told, by the clock
     with ExitStack() as stack:
+        for path in [Path(name) for name in (record, log) if name]:
+            stack.enter_context(utils.locked(path.parent, path.name))
         window = stack.enter_context(closing(Window(video.is_live))) if show else None
         table = stack.enter_context(closing(AnswerLog(log))) if log else None
         target = stack.enter_context(utils.replacing(record)) if record else None

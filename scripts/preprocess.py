@@ -48,17 +48,21 @@ def collect_crops(video, detector):
         detector: utils.FaceDetector.
 
     Returns:
-        times (n,) float64 of the faces in seconds, crops (n, 48, 48) uint8, and the time at which the video ended.
+        times (n,) float64 of the faces in seconds, crops (n, 48, 48) uint8, the time at which the video ended, and the
+        error with which it did so, or None.
     """
-    times, crops, seconds = [], [], 0.0
-    for seconds, frame in utils.progress(video, "looking for faces"):
-        faces = [face for face in detector.detect(frame) if share_inside(face, frame) >= WHOLE]
-        if faces:
-            times.append(seconds)
-            crops.append(utils.crop_face(frame, faces[0]))
-        if seconds >= SECONDS + BORROW:
-            break
-    return np.array(times), np.array(crops), seconds + 1 / video.fps
+    times, crops, seconds, failure = [], [], 0.0, None
+    try:
+        for seconds, frame in utils.progress(video, "looking for faces"):
+            faces = [face for face in detector.detect(frame) if share_inside(face, frame) >= WHOLE]
+            if faces:
+                times.append(seconds)
+                crops.append(utils.crop_face(frame, faces[0]))
+            if seconds >= SECONDS + BORROW:
+                break
+    except utils.InputError as error:
+        failure = error  # it breaks off, and what came before counts
+    return np.array(times), np.array(crops), seconds + 1 / video.fps, failure
 
 
 def choose_seconds(times, end):
@@ -80,7 +84,6 @@ def choose_seconds(times, end):
 
 def write_images(crops, folder):
     """Write image0.png, image1.png, ... in place of an older set; an error puts the older set back."""
-    folder.mkdir(parents=True, exist_ok=True)
     with utils.locked(folder), utils.temporary_folder(folder) as temporary:
         new, old = temporary / "new", temporary / "old"
         new.mkdir()
@@ -120,17 +123,17 @@ def parse_args(argv=None):
 
 
 def main(source: str, output: str):
-    folder = Path(output) if output else utils.RESULTS / "preprocessing_test"
+    folder = utils.output_folder(output, utils.RESULTS / "preprocessing_test")
     utils.remove_leftovers(folder)
     for path in folder.glob("image*.png"):
         utils.check_output(path, ".png", [source])
     video = utils.Video(source or utils.CLIP)
     detector = utils.FaceDetector()
     print(f"Reading {utils.show_path(video.source)}, looking for faces with {detector.name} ...", flush=True)
-    times, crops, end = collect_crops(video, detector)
+    times, crops, end, failure = collect_crops(video, detector)
     chosen = choose_seconds(times, end)
     if len(chosen) < FEWEST:
-        raise utils.InputError(
+        raise failure or utils.InputError(
             f"{utils.show_path(video.source)} shows a face in {len(chosen)} of its seconds; expected {FEWEST}: "
             "take a video of 20 s or more in which one face is seen"
         )
@@ -141,6 +144,8 @@ def main(source: str, output: str):
     faces = crops[[position for _, position in chosen]]
     write_images(faces, folder)
     print(f"{len(faces)} images of {utils.SIDE}x{utils.SIDE} pixels are in {utils.show_path(folder)}")
+    if failure:
+        raise failure
 
 
 if __name__ == "__main__":

@@ -270,8 +270,8 @@ def main(
 ):
     training.check_arguments(epochs, batch_size, patience, limit, seed, precision)
     recipe = recipe_of(iteration, epochs)
-    folder = Path(output) if output else utils.MODEL.parent
-    run_folder = Path(run) if run else utils.RUNS / iteration
+    folder = utils.output_folder(output, utils.MODEL.parent)
+    run_folder = utils.output_folder(run, utils.RUNS / iteration)
     arguments = asdict(recipe) | {"batch_size": batch_size, "patience": patience, "limit": limit, "seed": seed}
     rows = training.read_rows(folder / "iterations.csv")
     recorded = not again and training.is_recorded(rows, {"iteration": iteration} | arguments)
@@ -303,7 +303,8 @@ def main(
         figures["backend"] = (run_folder / "finished").read_text()
         print(json.dumps(figures, indent=2))
         log = training.read_log(run_folder / "log.csv")
-        save_results(folder, run_folder, model, {"iteration": iteration} | figures | arguments, log)
+        with utils.locked(folder):
+            save_results(folder, run_folder, model, {"iteration": iteration} | figures | arguments, log)
         print(f"the results are in {utils.show_path(folder)}")
 
 

@@ -190,8 +190,8 @@ def main(
     output: str,
 ):
     training.check_arguments(epochs, batch_size, patience, limit, seed, precision)
-    folder = Path(output) if output else utils.MODEL.parent
-    run_folder = Path(run) if run else utils.RUNS / "pre_trained"
+    folder = utils.output_folder(output, utils.MODEL.parent)
+    run_folder = utils.output_folder(run, utils.RUNS / "pre_trained")
     recipes = STAGES | ({"all": replace(STAGES["all"], epochs=epochs)} if epochs else {})
     given = {"batch_size": batch_size, "patience": patience, "limit": limit, "seed": seed}
     arguments = {stage: {"stage": stage} | asdict(recipe) | given for stage, recipe in recipes.items()}
@@ -235,7 +235,8 @@ def main(
             figures["backend"] = (run_folder / stage / "finished").read_text()
             rows.append({"stage": stage} | figures | arguments[stage])
         print(json.dumps(figures, indent=2))
-        save_results(folder, run_folder, model, rows)
+        with utils.locked(folder):
+            save_results(folder, run_folder, model, rows)
         print(f"the results are in {utils.show_path(folder)}")
 
 

@@ -186,13 +186,16 @@ def test_what_cannot_be_read_does_not_stop_the_others(tell, write, frames, tmp_p
     bad = ["text.png", "half.png", "nothing.png", "missing.png", "none*.png", "folder", utils.CLIP]
     process = tell(*bad, "whole.png", "--output", "out")
     assert re.fullmatch(rf"whole\.png : {ANSWER}\n", process.stdout)
-    assert_one_clear_line(process, *(f"no picture at {name}: " for name in bad if name != "folder"))
-    assert "no picture in folder: expected files that end in .avif" in process.stderr
+    told = "7 of 8 pictures cannot be read (text.png, half.png, nothing.png, missing.png, none*.png, folder, "
+    assert_one_clear_line(process, told, "): no picture at text.png: ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole_emotions.png"]
     for name in (*bad, ""):
         process = tell(name)
-        assert_one_clear_line(process, "no picture ")
+        assert_one_clear_line(process, f"no picture in {name or '.'}: " if name in ("folder", "") else f"at {name}: ")
         assert process.stdout == ""
+    process = tell(*(f"{'long' * 50}{number}.png" for number in range(99)))
+    assert_one_clear_line(process, "99 of 99 pictures cannot be read (longlong", "there is no such file")
+    assert len(process.stderr) <= 300
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems allow fewer names")
@@ -287,7 +290,7 @@ def test_pictures_of_the_same_name_are_all_written(tell, write, frames, tmp_path
 def test_arguments_that_make_no_sense_are_one_clear_line(run_script, tell, write, frames, tmp_path):
     me = write(frames.one, "me.png")
     before = me.read_bytes()
-    assert_one_clear_line(tell("me.png", "--output", "me.png"), "--output is me.png", "expected a folder")
+    assert_one_clear_line(tell("me.png", "--output", "me.png"), "me.png is a file; expected a folder")
     assert_one_clear_line(tell("me.png", "--output", "new.jpg"), "--output is new.jpg", "expected a folder")
     assert_one_clear_line(run_script("predict.py", "--output", "out"), "--output", "--image")
     assert_one_clear_line(tell("me.png", "--model", "none.pkl"), "none.tflite", "train.py")

@@ -22,10 +22,12 @@ import numpy as np
 import pytest
 
 import utils
+from tests.code.test_archive import annotate_whole
 from tests.code.test_data import GOOD, as_arrays, read_rows, write_layout
-from tests.code.test_video import numbered_frames
+from tests.code.test_video import numbered_frames, write_container
 from tests.conftest import assert_one_clear_line, load_script, needs_yunet
 
+LIVE = "predict_live_stream.py"
 SHIPPED = utils.MODEL.with_suffix(".tflite")
 
 
@@ -99,8 +101,8 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
     )
     process = python(code, tmp_path / "out.png", stdin=subprocess.PIPE)
     assert process.stdout.readline() == "written\n"
-    for lock in tmp_path.rglob("lock"):
-        os.utime(lock, (0, 0))  # for a second after its birth it is let alone
+    (part,) = tmp_path.glob(".part-*")
+    os.utime(part, (0, 0))  # for a second after its birth it is let alone
     try:
         utils.remove_leftovers(tmp_path)
         assert len(leftovers(tmp_path)) == 1
@@ -108,9 +110,37 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         process.kill()
         process.communicate()
     assert len(leftovers(tmp_path)) == 1
+    (tmp_path / ".part-unlocked").mkdir()  # as of a process that was killed while it removed one
+    (tmp_path / ".part-unlocked" / "face.png").write_text("a face")
+    os.utime(tmp_path / ".part-unlocked", (0, 0))
     process = python("with utils.replacing(sys.argv[1]) as path: path.write_text('new')", tmp_path / "other.txt")
     assert process.communicate() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes that are killed are forked")
+def test_a_training_that_is_killed_at_any_write_goes_on_to_the_same_result(tmp_path):
+    """Every row of the log, the best weights, and no leftover; what was measured in between is the time alone."""
+    command = [sys.executable, utils.ROOT / "tests" / "killed_runs.py", tmp_path]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+    import training
+
+    def result(run):
+        log = [row | {"seconds": None} for row in training.read_rows(run / "log.csv")]
+        with np.load(run / "weights.npz") as arrays:
+            return log, [arrays[name] for name in arrays.files], {path.name for path in run.iterdir()}
+
+    log, weights, names = result(tmp_path / "whole")
+    assert [row["epoch"] for row in log] == ["1", "2"] and log[1]["val_loss"] < log[0]["val_loss"]
+    killed = sorted(tmp_path.glob("*-*"))
+    assert len(killed) > 20 and {run.name[0] for run in killed} == {"1", "2"}
+    for run in killed:
+        resumed = result(run)
+        assert resumed[0] == log and resumed[2] == names, run.name
+        for one, other in zip(resumed[1], weights, strict=True):
+            assert one == pytest.approx(other, abs=1e-5), run.name
 
 
 def test_two_writers_of_one_folder_do_not_mix(tmp_path):
@@ -125,6 +155,72 @@ def test_two_writers_of_one_folder_do_not_mix(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["image0.png"]  # a lock that is free leaves nothing
     preprocess.write_images(np.zeros((2, 48, 48), np.uint8), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image0.png", "image1.png"]
+
+
+@pytest.fixture
+def half_video(astronaut, tmp_path):
+    """A function that writes an .mkv file of some seconds of a face, of which the second half is missing."""
+
+    def write(seconds):
+        path = tmp_path / "half.mkv"
+        content = write_container(path, "mp4v", [cv2.resize(astronaut, (320, 320))] * round(10 * seconds))
+        path.write_bytes(content[: len(content) // 2])
+        return path
+
+    return write
+
+
+def test_images_of_a_video_that_breaks_off_are_kept_if_there_are_enough(run_script, half_video, tmp_path):
+    process = run_script("preprocess.py", "--source", half_video(10), "--output", "faces")
+    assert_one_clear_line(process, "half.mkv breaks off at")
+    assert not (tmp_path / "faces").exists()
+    process = run_script("preprocess.py", "--source", half_video(42), "--output", "faces")
+    assert_one_clear_line(process, "half.mkv breaks off at 2", "s of 4")
+    assert len(list((tmp_path / "faces").glob("image*.png"))) >= 20 and "pixels are in faces" in process.stdout
+
+
+def test_answers_log_and_recording_of_a_video_that_breaks_off_are_kept(run_script, half_video, tmp_path):
+    process = run_script(LIVE, "--source", half_video(10), "--log", "out.csv", "--record", "out.mp4")
+    assert_one_clear_line(process, "half.mkv breaks off at")
+    assert process.stdout.count("Preprocessing ...") >= 4
+    assert len((tmp_path / "out.csv").read_text().splitlines()) > 4
+    assert 40 < len(list(utils.Video(tmp_path / "out.mp4"))) < 60
+    assert {path.name for path in tmp_path.iterdir()} == {"half.mkv", "out.csv", "out.mp4"}
+
+
+@pytest.mark.parametrize("segment", [0.0, 0.05])  # in minutes
+def test_rows_of_a_recording_that_breaks_off_are_kept_and_it_is_listed(segment, half_video, tmp_path):
+    """A second start reads it no more, and lists it still; a whole file of its name takes its place."""
+    path = half_video(10)
+    for _ in range(2):
+        table, segments = annotate_whole(path, tmp_path / "output", segment)
+        assert 4 <= len(table) <= 6
+        assert "half.mkv breaks off at" in (tmp_path / "output" / "failures.csv").read_text()
+    assert segments == 0
+    write_container(path, "mp4v", numbered_frames(20))
+    annotate_whole(path, tmp_path / "output", segment)
+    assert (tmp_path / "output" / "failures.csv").read_text().splitlines() == ["video,reason"]
+
+
+def test_two_writers_of_one_file_do_not_mix(run_script, write_video, tmp_path):
+    video = write_video(numbered_frames(5))
+    for flag, name in (("--log", "out.csv"), ("--record", "out.mp4")):
+        (tmp_path / name).write_bytes(b"of the first")
+        with utils.locked(tmp_path, name):
+            process = run_script(LIVE, "--source", video, flag, name)
+            assert_one_clear_line(process, f"{name} is in use by another process")
+            assert (tmp_path / name).read_bytes() == b"of the first"
+            other = run_script(LIVE, "--source", video, flag, f"other{name}")
+            assert other.returncode == 0, other.stderr
+    assert not leftovers(tmp_path)
+
+
+def test_pictures_are_not_drawn_into_a_folder_that_another_process_fills(run_script, astronaut, tmp_path):
+    cv2.imwrite(str(tmp_path / "me.png"), astronaut)
+    with utils.locked(tmp_path / "out"):
+        process = run_script("predict.py", "--image", "me.png", "--output", "out")
+        assert_one_clear_line(process, "out is in use by another process")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
 
 
 def test_a_full_disk_leaves_the_old_recording(run_script, write_video, mount):
@@ -364,6 +460,30 @@ def test_a_video_may_have_any_name(name, write_video, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in (name, tmp_path / name, "links/link.mp4"):
         assert len(list(utils.Video(path))) == 5
+
+
+def test_an_error_is_one_short_line_that_no_name_can_colour_or_break(run_script):
+    process = run_script(LIVE, "--source", "\x1b[31m\r\nred.mp4")
+    assert_one_clear_line(process, "no video at \\x1b[31m\\r\\nred.mp4: expected a camera number")
+    process = run_script(LIVE, "--source", "/".join(["long" * 50] * 9))
+    assert_one_clear_line(process, "error: no video at longlong", " ... ", "or an rtsp or http URL")
+    assert len(process.stderr) <= 300
+
+
+@pytest.mark.parametrize("name", ["file.txt", "file.txt/below", "link", "pipe"])
+def test_results_need_a_folder_which_is_told_at_once(name, run_script, tmp_path):
+    (tmp_path / "file.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("file.txt")
+    os.mkfifo(tmp_path / "pipe")
+    process = run_script("preprocess.py", "--output", name)
+    assert_one_clear_line(process, f"{name.split('/')[0]} is a file; expected a folder")
+    assert process.stdout == "" and (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_a_list_of_videos_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(utils.InputError, match="no list at .*list.txt: expected a text file"):
+        load_script("annotate_videos").find_videos([str(tmp_path / "list.txt")])
 
 
 @needs_yunet

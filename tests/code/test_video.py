@@ -185,6 +185,69 @@ def test_a_file_whose_end_is_damaged_says_so(write_video, capsys):
     assert "s of it cannot be read" in capsys.readouterr().err
 
 
+CONTAINERS = [("mkv", "mp4v"), ("avi", "MJPG"), ("webm", "VP80"), ("flv", "FLV1")]
+
+
+def write_container(path, codec, frames, fps=10):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), fps, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix, codec", CONTAINERS)
+def test_a_file_that_breaks_off_gives_what_it_has_and_then_an_error(suffix, codec, tmp_path, capsys):
+    path, seen = tmp_path / f"half.{suffix}", []
+    content = write_container(path, codec, noise(100))
+    assert len(list(utils.Video(path))) == 100
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(utils.InputError, match=rf"half.{suffix} breaks off at [3-6]\.\d s of (9.9|10.0) s") as error:
+        for seconds, _ in utils.Video(path):
+            seen.append(seconds)
+    assert 30 < len(seen) < 70 and f"at {seen[-1]:.1f} s" in str(error.value)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(utils.InputError, match="breaks off"):  # as a segment of it is read
+        list(utils.Video(path, start=8.0))
+
+
+def move_index_to_the_front(path):
+    """Rewrite an .mp4 file of OpenCV so that its boxes are ftyp, moov, and the others, as files for the web are."""
+    content, boxes, place = path.read_bytes(), [], 0
+    while place < len(content):
+        length = int.from_bytes(content[place : place + 4])
+        boxes.append(content[place : place + length])
+        place += length
+    index = bytearray(next(box for box in boxes if box[4:8] == b"moov"))
+    table = index.index(b"stco")  # from where each chunk's place in the file is told
+    for i in range(int.from_bytes(index[table + 8 : table + 12])):
+        entry = slice(table + 12 + 4 * i, table + 16 + 4 * i)
+        index[entry] = (int.from_bytes(index[entry]) + len(index)).to_bytes(4)
+    path.write_bytes(boxes[0] + index + b"".join(box for box in boxes[1:] if box[4:8] != b"moov"))
+
+
+def test_an_mp4_file_breaks_off_where_its_boxes_are_not_whole(write_video, capsys):
+    path = write_video(noise(100), fps=10)
+    move_index_to_the_front(path)
+    assert len(list(utils.Video(path))) == 100 and capsys.readouterr().err == ""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(utils.InputError, match="video.mp4 breaks off at"):
+        list(utils.Video(path))
+
+
+def test_an_mp4_file_that_was_cut_without_encoding_is_whole(write_video):
+    """An entry of its list of edits, where there is room for one, says that the first three seconds are not shown."""
+    path = write_video(noise(100), fps=10)
+    content = bytearray(path.read_bytes())
+    edits = content.index(b"elst")
+    scale = content.index(b"mdhd") + 16
+    start = 3 * int.from_bytes(content[scale : scale + 4])
+    content[edits + 16 : edits + 20] = start.to_bytes(4)
+    path.write_bytes(content)
+    frames = list(utils.Video(path))
+    assert 60 < len(frames) < 80
+
+
 def test_a_whole_file_says_nothing(write_video, capsys):
     list(utils.Video(write_video(noise(30), fps=10)))
     assert capsys.readouterr().err == ""
