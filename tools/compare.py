@@ -47,7 +47,8 @@ class Stopped(Exception):
 
 def last_line(text):
     """Return the last line of what a process wrote, as one that fits on a page."""
-    return utils.shorten((text.strip().splitlines() or ["it ended without a word"])[-1], 160)
+    plain = text.encode("ascii", "ignore").decode()  # without emoji
+    return utils.shorten((plain.strip().splitlines() or ["it ended without a word"])[-1], 160)
 
 
 class Worker:
