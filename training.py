@@ -367,6 +367,9 @@ class State:
         return [self.arrays[f"{name}{place}"] for place in range(count)]
 
 
+DIGITS = 5  # of the figures in the log
+
+
 class Epochs(keras.callbacks.Callback):
     """Prepares each epoch, and keeps its state.
 
@@ -393,7 +396,11 @@ class Epochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs):
         recipe = self.batches.recipe
-        row = {"epoch": epoch + 1, "side": self.batches.side, **{name: round(value, 5) for name, value in logs.items()}}
+        row = {
+            "epoch": epoch + 1,
+            "side": self.batches.side,
+            **{name: round(value, DIGITS) for name, value in logs.items()},
+        }
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(self.seconds, 2)
         earlier = [other["val_loss"] for other in self.state.log[recipe.small_epochs :]]
@@ -422,6 +429,9 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         super().on_train_begin(logs)
         for epoch, loss in enumerate(self.past_losses):
             self.on_epoch_end(epoch, {"val_loss": loss})
+
+    def on_epoch_end(self, epoch, logs):
+        super().on_epoch_end(epoch, {"val_loss": round(logs["val_loss"], DIGITS)})  # as the log has it
 
 
 def compile_model(model, recipe, steps):
