@@ -39,8 +39,8 @@ data: setup ## download FER2013 and the YuNet face detector (ARGS="--archive som
 predict: setup data/models/tried ## the accuracy on the test set (needs the data), or ARGS="--image me.jpg"
 	@$(PY) scripts/predict.py $(ARGS)
 
-.venv/archive: requirements-archive.txt | .venv/ready
-	$(PY) -m pip install --disable-pip-version-check -r requirements-archive.txt
+.venv/archive .venv/jax: .venv/%: requirements-%.txt | .venv/ready
+	$(PY) -m pip install --disable-pip-version-check -r $<
 	@touch $@
 
 archive: setup .venv/archive data/models/tried ## a folder of recordings becomes a table (ARGS="--videos FOLDER")

@@ -3,13 +3,20 @@
 Keras is imported at the top, which takes seconds: what runs without Keras is in utils.py.
 """
 
+import atexit
 import csv
 import importlib.util
 import json
 import os
+import re
+import shutil
+import socket
+import sys
 import textwrap
 import time
 import zipfile
+import zlib
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import cv2
@@ -119,6 +126,154 @@ def load_parts(data, limit, seed, fraction=0.1):
     return [(images[part], labels[part]) for part in parts]
 
 
+# ------------------------------------------------------------------------------------------------------- devices
+
+CLUSTER = tuple(f"KERAS_DISTRIBUTION_{name}" for name in ("JOB_ADDRESSES", "NUM_PROCESSES", "PROCESS_ID"))
+WAIT = 60  # seconds that a process waits for the first one, and the first one for the others
+
+
+def is_first():
+    """Whether this process is the one that prints and writes; one that is alone is."""
+    distribution = keras.distribution.distribution()
+    return distribution is None or distribution.data_shard_id == 0
+
+
+def own_rows(count):
+    """Return the slice of the rows of a batch that this process gives its devices; all if it is alone."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return slice(0, count)
+    share = count // distribution.num_processes
+    return slice(share * distribution.data_shard_id, share * (distribution.data_shard_id + 1))
+
+
+def device_count():
+    """Return the number of devices that share a batch, in all processes."""
+    distribution = keras.distribution.distribution()
+    return distribution.num_model_replicas if distribution else 1
+
+
+def agree(text):
+    """Wait for all processes of this training, and go on if they give the same text.
+
+    Raises:
+        InputError: they do not.
+    """
+    distribution = keras.distribution.distribution()
+    if distribution and distribution.num_processes > 1:
+        from jax.experimental import multihost_utils
+
+        hashes = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+        if len(np.unique(hashes)) > 1:
+            raise utils.InputError(
+                "the processes of this training differ in their arguments or in what --run holds: give all the same "
+                "arguments, and a --run that all of them see"
+            )
+
+
+@contextmanager
+def together():
+    """End this process at once where a training of several fails: JAX's exit would wait a minute for the others.
+
+    Raises:
+        InputError: a device failed, or another process has ended.
+    """
+    try:
+        yield
+    except BaseException as error:
+        distribution = keras.distribution.distribution()
+        if distribution is None or distribution.num_processes == 1:
+            raise
+        atexit.register(_exit_at_once, 130 if isinstance(error, KeyboardInterrupt) else 1)
+        if not re.match("[A-Z_]+: ", str(error)):  # as the errors of JAX's devices begin, some of them a ValueError
+            raise
+        raise utils.InputError(
+            f"this training cannot go on ({utils.shorten(error)}): a device failed, or another process has ended; "
+            "start all processes again, and they go on from the last epoch"
+        ) from None
+
+
+def _exit_at_once(code):
+    sys.stdout.flush()
+    if is_first():
+        time.sleep(3)  # so that the others can say what they ended for: JAX aborts them when this one is gone
+    os._exit(code)
+
+
+@together()
+def distribute(batch_size):
+    """Let all devices share every batch, by Keras' distribution on JAX: called before a model is built.
+
+    Keras' variables, KERAS_DISTRIBUTION_JOB_ADDRESSES and so on, join the devices of several processes; then only the
+    first process prints and writes. With one device, and with another backend than JAX, nothing is changed.
+
+    Raises:
+        InputError: a variable is wrong, the first process is not there, or the devices cannot share batches evenly.
+    """
+    is_joined = any(name in os.environ for name in CLUSTER)
+    if keras.backend.backend() != "jax":
+        if is_joined:
+            raise utils.InputError(
+                f"KERAS_DISTRIBUTION_* are set, and Keras' backend is {keras.backend.backend()}: only JAX trains in "
+                "several processes here; set KERAS_BACKEND=jax, or unset them"
+            )
+        return
+    import jax
+
+    if is_joined:
+        _join_processes(jax)
+    devices, processes = jax.device_count(), jax.process_count()
+    if devices == 1:
+        return
+    keras.distribution.set_distribution(keras.distribution.DataParallel(auto_shard_dataset=False))
+    if jax.local_device_count() * processes != devices:
+        raise utils.InputError(f"{devices} devices in {processes} processes: expected as many in each")
+    if batch_size % devices:
+        raise utils.InputError(
+            f"batch_size is {batch_size}, and {devices} devices share each batch: expected a multiple of {devices}"
+        )
+    if not is_first():
+        sys.stdout = open(os.devnull, "w")
+    print(f"{devices} devices in {processes} process{'es' * (processes > 1)} share each batch")
+
+
+def _join_processes(jax):
+    """Do what keras.distribution.initialize does, with its variables, and say what is wrong with them.
+
+    JAX is called, and not Keras, for its timeouts: of a process that dies JAX's own would learn after 100 s.
+    """
+    addresses, count, place = (os.environ.get(name, "") for name in CLUSTER)
+    host, _, port = addresses.split(",")[0].rpartition(":")
+    numbers = all(text.isdecimal() for text in (count, place, port))
+    if not (host and numbers and int(place) < int(count) and 0 < int(port) < 2**16):
+        raise utils.InputError(
+            f"{', '.join(CLUSTER)} are {addresses!r}, {count!r}, {place!r}; expected the first process's host:port, "
+            "the number of processes, and the place of this one, from 0"
+        )
+    # JAX would crash where the port is taken, and abort with a page of text where the first process is not there.
+    if not int(place):
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise utils.InputError(f"{CLUSTER[0]}: port {port} cannot be used ({error}); take another") from None
+    end = time.monotonic() + WAIT
+    while int(place):
+        try:
+            socket.create_connection((host, int(port)), 5).close()
+            break
+        except OSError as error:
+            if time.monotonic() > end:
+                raise utils.InputError(
+                    f"the first process of this training, at {host}:{port}, did not answer for {WAIT} s "
+                    f"({error}): start it too, or correct {CLUSTER[0]}"
+                ) from None
+            time.sleep(0.5)
+    print(f"waiting up to {WAIT} s for {count} processes to join", flush=True)
+    jax.distributed.initialize(
+        f"{host}:{port}", int(count), int(place), initialization_timeout=WAIT, heartbeat_timeout_seconds=30
+    )
+
+
 # ------------------------------------------------------------------------------------------------------- batches
 
 
@@ -165,14 +320,20 @@ def warp(images, inverse, side):
     x, y = np.meshgrid(*[np.arange(side, dtype=np.float32)] * 2)
     places = inverse.astype(np.float32) @ np.stack([x.ravel(), y.ravel(), np.ones(side * side, np.float32)])
     last = utils.SIDE - 0.5  # a pixel covers half a unit on both sides of its centre
-    places = np.clip(last - np.abs(last - np.abs(places + 0.5)), 0, last) - 0.5 + margin
+    places += 0.5
+    np.abs(places, out=places)
+    np.minimum(places, 2 * last - places, out=places)
+    np.maximum(places, 0, out=places)
+    coarse = 1.5 * 2**18  # beside it float32 keeps steps of 1/32, as OpenCV does: so a view depends on its face alone
+    places += margin - 0.5 + coarse
+    places -= coarse
     places[:, 1] += np.arange(len(images), dtype=np.float32)[:, None] * padded.shape[1]
     maps = np.ascontiguousarray(places.transpose(1, 0, 2)).reshape(2, -1, side)
     views = cv2.remap(padded.reshape(-1, padded.shape[2]), *maps, cv2.INTER_CUBIC)
     return views.reshape(-1, side, side)
 
 
-def augment(images, side, rng, erasing=0.0, camera=0.0):
+def augment(images, side, rng, erasing=0.0, camera=0.0, rows=slice(None)):
     """Return randomly changed copies of faces.
 
     Args:
@@ -180,37 +341,40 @@ def augment(images, side, rng, erasing=0.0, camera=0.0):
         side: of the result, in pixels.
         rng: numpy Generator.
         erasing, camera: see Recipe.
+        rows: of the result that are computed, as slice or ints; they are the same whichever others are.
 
     Returns:
-        (n, side, side, 1) float32, 0 to 255.
+        (n, side, side, 1) float32, 0 to 255, or fewer rows.
     """
-    count = len(images)
-    seen = images.copy()
-    kinds = rng.choice(4, count, p=(0.4, 0.2, 0.2, 0.2))
-    for place in np.flatnonzero(rng.random(count) < camera):
-        seen[place] = poor_camera(images[place], kinds[place], rng)
+
+    def draw(low, high, *shape):
+        return rng.uniform(low, high, (len(images), *shape))[rows]  # for all faces, so that the others do not matter
+
+    kinds, seeds = rng.choice(4, len(images), p=(0.4, 0.2, 0.2, 0.2))[rows], rng.integers(2**63, size=len(images))[rows]
+    original, seen = images[rows], images[rows].copy()
+    for place in np.flatnonzero(draw(0, 1) < camera):
+        seen[place] = poor_camera(original[place], kinds[place], np.random.default_rng(seeds[place]))
 
     # From a pixel of the result to the place in the face that it shows.
     zoom = utils.SIDE / side
-    angle, scale = rng.uniform(-np.pi / 12, np.pi / 12, count), zoom / rng.uniform(0.85, 1.2, count)
-    cosine, sine, mirror = np.cos(angle) * scale, np.sin(angle) * scale, rng.choice((-1, 1), count)
+    angle, scale = draw(-np.pi / 12, np.pi / 12), zoom / draw(0.85, 1.2)
+    cosine, sine, mirror = np.cos(angle) * scale, np.sin(angle) * scale, np.sign(draw(-1, 1))
     turn = np.stack([np.stack([cosine * mirror, -sine * mirror], 1), np.stack([sine, cosine], 1)], 1)
-    shift = rng.uniform(-4, 4, (count, 2, 1)) / zoom + (side - 1) / 2
+    shift = draw(-4, 4, 2, 1) / zoom + (side - 1) / 2
     inverse = np.concatenate([turn, (utils.SIDE - 1) / 2 - turn @ shift], 2)
-    parts = range(0, count, 512)
+    parts = range(0, len(seen), 512)
     faces = np.concatenate([warp(seen[part : part + 512], inverse[part : part + 512], side) for part in parts])
 
-    def each(low, high):
-        return rng.uniform(low, high, (count, 1, 1)).astype(np.float32)
-
     mean = faces.mean(axis=(1, 2), keepdims=True, dtype=np.float32)
-    light = rng.normal(0, 15, (count, 1, 1)).astype(np.float32)
-    faces = np.clip((faces - mean) * each(0.75, 1.3) + mean + light, 0, 255)
-    area, ratio = rng.uniform(0.02, 0.2, count) * side**2, np.exp(rng.uniform(-1, 1, count))
+    light = rng.normal(0, 15, (len(images), 1, 1)).astype(np.float32)[rows]
+    faces = (faces - mean) * draw(0.75, 1.3, 1, 1).astype(np.float32)
+    faces += mean + light
+    np.clip(faces, 0, 255, out=faces)
+    area, ratio = draw(0.02, 0.2) * side**2, np.exp(draw(-1, 1))
     size = np.minimum(np.sqrt([area * ratio, area / ratio]), side - 1).astype(int)
-    first = (rng.random((2, count)) * (side - size)).astype(int)
-    (top, left), (bottom, right), grey = first, first + size, rng.uniform(0, 255, count)
-    for place in np.flatnonzero(rng.random(count) < erasing):
+    first = (draw(0, 1, 2).T * (side - size)).astype(int)
+    (top, left), (bottom, right), grey = first, first + size, draw(0, 255)
+    for place in np.flatnonzero(draw(0, 1) < erasing):
         faces[place, top[place] : bottom[place], left[place] : right[place]] = grey[place]
     return faces[..., None]
 
@@ -219,12 +383,15 @@ class FaceBatches(keras.utils.PyDataset):
     """Batches of faces to train on. Order and changes depend on the seed, the epoch and the batch alone.
 
     Each item is a pair: (b, side, side, 1) float32 images from 0 to 255, and (b, 7) float32 labels, one-hot or, with
-    mixup, blended as the images are. An incomplete batch waits for the next epoch's order.
+    mixup, blended as the images are. An incomplete batch waits for the next epoch's order. Of several processes each
+    has its own rows of the same batches: everything is drawn for the whole batch.
     """
 
     def __init__(self, images, labels, recipe, batch_size, seed):
         super().__init__(workers=max(1, (os.cpu_count() or 1) // 2))  # threads: OpenCV leaves Python's lock
-        self.images, self.recipe, self.batch_size, self.seed = images, recipe, batch_size, seed
+        self.images, self.recipe, self.seed = images, recipe, seed
+        self.batch_size = min(batch_size, len(images) - len(images) % device_count())
+        self.own = np.arange(self.batch_size)[own_rows(self.batch_size)]  # here, since threads know no distribution
         self.labels = keras.utils.to_categorical(labels, len(utils.EMOTIONS)).astype(np.float32)
         self.start_epoch(0)
 
@@ -241,40 +408,64 @@ class FaceBatches(keras.utils.PyDataset):
         self.labels = (1 - self.recipe.adapted) * self.labels + self.recipe.adapted * said
 
     def __len__(self):
-        return max(1, len(self.images) // self.batch_size)
+        return len(self.images) // self.batch_size
 
     def __getitem__(self, index):
         rng = np.random.default_rng([self.seed, self.epoch, index])
         chosen = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        images, labels, recipe = self.images[chosen], self.labels[chosen], self.recipe
+        recipe, own, rows = self.recipe, self.own, self.own
+        is_mixed = recipe.mixup and self.strength
+        if is_mixed:
+            share = rng.beta(recipe.mixup, recipe.mixup, len(chosen)).astype(np.float32)[own, None]
+            partner = rng.permutation(len(chosen))[own]
+            rows = np.union1d(own, partner)
         if recipe.augmented:
-            faces = augment(images, self.side, rng, recipe.erasing * self.strength, recipe.camera)
+            faces = augment(self.images[chosen], self.side, rng, recipe.erasing * self.strength, recipe.camera, rows)
         else:
-            faces = plain_faces(images, self.side)
-        if recipe.mixup and self.strength:
-            share = rng.beta(recipe.mixup, recipe.mixup, len(chosen)).astype(np.float32)
-            partner = rng.permutation(len(chosen))
-            labels = share[:, None] * labels + (1 - share[:, None]) * labels[partner]
-            share = share[:, None, None, None]
-            faces = share * faces + (1 - share) * faces[partner]
+            faces = plain_faces(self.images[chosen[rows]], self.side)
+        labels = self.labels[chosen[own]]
+        if is_mixed:
+            labels = share * labels + (1 - share) * self.labels[chosen[partner]]
+            other, share = faces[np.searchsorted(rows, partner)], share[..., None, None]
+            faces = faces[np.searchsorted(rows, own)]
+            faces *= share
+            faces += np.multiply(other, 1 - share, out=other)
         return faces, labels
 
 
 class HeldOut(keras.utils.PyDataset):
-    """The validation faces as they are, in batches, at the side that the training faces have at the moment."""
+    """Faces as they are, in batches, at the side that the training faces have at the moment.
 
-    def __init__(self, images, labels, batches, batch_size=256):
+    Where the last batch cannot be shared by all devices, faces of weight 0 fill it up. The weights of the others make
+    up for them in the mean over all rows, which Keras takes as the loss.
+
+    Args:
+        images, labels: (n, 48, 48) uint8 and (n,).
+        batches: FaceBatches, whose side they have; whole faces without.
+    """
+
+    def __init__(self, images, labels, batches=None, batch_size=256):
         super().__init__()
-        self.batches, self.batch_size = batches, batch_size
-        self.images = {side: plain_faces(images, side) for side in {batches.recipe.side(0), utils.SIDE}}
+        count, devices = len(images), device_count()
+        total, batch_size = -(-count // devices) * devices, -(-batch_size // devices) * devices
+        rows = [np.arange(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
+        self.batches, self.rows = batches, [part[own_rows(len(part))] for part in rows]
+        self.weights = (
+            np.where(np.arange(total) < count, total / count, 0).astype(np.float32) if total > count else None
+        )
+        sides = {batches.recipe.side(0), utils.SIDE} if batches else {utils.SIDE}
+        self.images = {side: plain_faces(images, side) for side in sides}
         self.labels = keras.utils.to_categorical(labels, len(utils.EMOTIONS))
 
     def __len__(self):
-        return -(-len(self.labels) // self.batch_size)
+        return len(self.rows)
 
     def __getitem__(self, index):
-        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
-        return self.images[self.batches.side][part], self.labels[part]
+        rows = self.rows[index]
+        face = rows % len(self.labels)
+        side = self.batches.side if self.batches else utils.SIDE
+        item = self.images[side][face], self.labels[face]
+        return item if self.weights is None else (*item, self.weights[rows])
 
 
 # ----------------------------------------------------------------------------------------------------------- run
@@ -350,6 +541,8 @@ class State:
         }
         arrays = {f"{name}{place}": array for name, values in lists.items() for place, array in enumerate(values)}
         self.arrays = arrays | {"targets": batches.labels, "log": np.array(json.dumps(self.log))}
+        if not is_first():
+            return
         with utils.replacing(self.run / f"state{len(self.log) % 2}.npz") as path:
             np.savez(path, **self.arrays)
         self.write_copies()
@@ -365,6 +558,9 @@ class State:
     def _list(self, name):
         count = sum(key.rstrip("0123456789") == name for key in self.arrays)
         return [self.arrays[f"{name}{place}"] for place in range(count)]
+
+
+DIGITS = 5  # of the figures in the log
 
 
 class Epochs(keras.callbacks.Callback):
@@ -393,7 +589,11 @@ class Epochs(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs):
         recipe = self.batches.recipe
-        row = {"epoch": epoch + 1, "side": self.batches.side, **{name: round(value, 5) for name, value in logs.items()}}
+        row = {
+            "epoch": epoch + 1,
+            "side": self.batches.side,
+            **{name: round(value, DIGITS) for name, value in logs.items()},
+        }
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(self.seconds, 2)
         earlier = [other["val_loss"] for other in self.state.log[recipe.small_epochs :]]
@@ -423,6 +623,9 @@ class EarlyStopping(keras.callbacks.EarlyStopping):
         for epoch, loss in enumerate(self.past_losses):
             self.on_epoch_end(epoch, {"val_loss": loss})
 
+    def on_epoch_end(self, epoch, logs):
+        super().on_epoch_end(epoch, {"val_loss": round(logs["val_loss"], DIGITS)})  # as the log has it
+
 
 def compile_model(model, recipe, steps):
     """Compile a model with the recipe's optimiser, schedule and loss, for epochs of `steps` batches."""
@@ -439,11 +642,16 @@ def compile_model(model, recipe, steps):
         optimizer = keras.optimizers.SGD(schedule, momentum=0.9, nesterov=True, **options)
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=recipe.smoothing)
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    model.compile(optimizer, loss, weighted_metrics=["accuracy"])
 
 
 def fast_precision():
-    """Return the precision that this machine computes fast in: mixed_bfloat16 or float32."""
+    """Return the precision that this machine computes fast in: mixed_bfloat16 or float32.
+
+    Several devices are told by their kind, since all processes of a training need the same precision.
+    """
+    if device_count() > 1:
+        return "float32" if keras.distribution.list_devices()[0].startswith("cpu") else "mixed_bfloat16"
     seconds = {}
     for dtype in ("float32", "bfloat16"):
         faces, kernel = keras.ops.ones((32, 32, 32, 64), dtype), keras.ops.ones((3, 3, 64, 64), dtype)
@@ -454,12 +662,21 @@ def fast_precision():
     return "mixed_bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
 
 
-def start_run(run, arguments):
+@together()
+def start_run(run, arguments, again=False):
     """Make the folder of a run, or check that the run which is there was started with the same arguments.
+
+    Args:
+        run: Path of the folder.
+        arguments: dictionary of all that the run depends on.
+        again: whether a finished run is removed first.
 
     Raises:
         InputError: it was started with others.
     """
+    if again and is_first() and (run / "finished").is_file():
+        shutil.rmtree(run)
+    agree(json.dumps(arguments))
     file = run / "arguments.json"
     try:
         started = json.loads(file.read_text())
@@ -472,10 +689,12 @@ def start_run(run, arguments):
         raise utils.InputError(
             f"{run} holds a run with another {', '.join(changed)}: give --run another folder, or delete this one"
         )
-    with utils.replacing(file) as path:
-        path.write_text(json.dumps(arguments, indent=2) + "\n")
+    if is_first():
+        with utils.replacing(file) as path:
+            path.write_text(json.dumps(arguments, indent=2) + "\n")
 
 
+@together()
 def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
     """Train a model to the end of its recipe in the folder `run`, going on where an earlier call was stopped.
 
@@ -491,9 +710,11 @@ def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
     Raises:
         InputError: another process trains in this folder.
     """
-    with utils.locked(run):
+    with utils.locked(run) if is_first() else nullcontext():
         state = State(run)
-        state.write_copies()  # a run may have been killed between the two
+        agree(json.dumps(state.log))
+        if is_first():
+            state.write_copies()  # a run may have been killed between the two
         batches = FaceBatches(*faces, recipe, batch_size, seed)
         compile_model(model, recipe, len(batches))
         for end in (recipe.small_epochs, recipe.epochs):  # TensorFlow wants faces of one size in a call of fit
@@ -507,7 +728,7 @@ def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
                 callbacks.append(keras.callbacks.SwapEMAWeights())
             callbacks.append(EarlyStopping(losses, patience, recipe.small_epochs))
             # Keras' callback writes with both of them, whatever the backend is; without them there are no such files.
-            if all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
+            if is_first() and all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
                 callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False))
             batches.start_epoch(len(losses))
             model.fit(
@@ -548,7 +769,12 @@ def reset_norms(model, faces, batch_size=256):
 
 def predict(model, images):
     """Return (n, 7) float32 probabilities for (n, 48, 48) uint8 faces."""
-    return model.predict(plain_faces(images), batch_size=256, verbose=0)
+    distribution = keras.distribution.distribution()
+    if distribution:  # every process gets the answers for all rows
+        layout = keras.distribution.TensorLayout((None, None), distribution.device_mesh)
+        gather = layers.Lambda(lambda answers: keras.distribution.distribute_tensor(answers, layout))
+        model = keras.Model(model.inputs, gather(model.outputs[0]))
+    return model.predict(HeldOut(images, np.zeros(len(images), int)), verbose=0)[: len(images)]
 
 
 def scores(probabilities, labels):

@@ -282,17 +282,17 @@ def main(
         print(f"{utils.show_path(folder)} holds this run of {iteration}; --again trains it anew")
 
     if not recorded:
-        if again and (run_folder / "finished").is_file():
-            shutil.rmtree(run_folder)
+        training.distribute(batch_size)
         faces, held_out = training.load_parts(data, limit, seed)
-        training.start_run(run_folder, arguments)
+        training.start_run(run_folder, arguments, again)
         if not (run_folder / "finished").is_file():
             keras.utils.set_random_seed(seed)
             keras.config.set_dtype_policy(precision or training.fast_precision())
             network = build_model(recipe.architecture, side=None)
             keras.config.set_dtype_policy("float32")
             training.train(run_folder, network, recipe, faces, held_out, batch_size, seed, patience)
-            (run_folder / "finished").write_text(keras.backend.backend())
+            if training.is_first():
+                (run_folder / "finished").write_text(keras.backend.backend())
 
     if not recorded and keras.backend.backend() != "tensorflow":
         print(f"{utils.show_path(run_folder)} is trained; the same command with TensorFlow saves the model for OpenCV")

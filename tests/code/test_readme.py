@@ -17,6 +17,11 @@ STREAM, DETECTOR = "python scripts/predict_live_stream.py --source short.mp4", r
 NO_DOWNLOAD = "--only-detector --detector-source http://127.0.0.1:9/x"
 PAPERMILL, TRAIN = "papermill --cwd notebooks", "--iteration plain --epochs 1"
 TRAINED = f"python scripts/train.py {TRAIN} --output runs/model && test -s runs/model/iterations.csv"
+PAIR = "export KERAS_BACKEND=jax KERAS_DISTRIBUTION_JOB_ADDRESSES=127.0.0.1:9876 KERAS_DISTRIBUTION_NUM_PROCESSES=2; "
+PAIR += " & ".join(
+    f"KERAS_DISTRIBUTION_PROCESS_ID={place} python scripts/train.py {TRAIN} --limit 700 --run runs/pair"
+    for place in (1, 0)
+)
 BACK = f"mkdir -p runs && cp -r ../emotions/runs/plain runs/ && {TRAINED}"
 
 # What the README says: what is run for it, and what the output must hold.
@@ -66,6 +71,14 @@ SHORT = {
         "",
     ),
     "scp -r you@gpu:emotions/runs/adapted runs/ && python scripts/train.py": (BACK, ""),
+    **dict.fromkeys(
+        [
+            f"KERAS_DISTRIBUTION_PROCESS_ID={place} python scripts/train.py --iteration plain --epochs 4"
+            for place in "01"
+        ],
+        (PAIR, "2 devices in 2 processes(?s:.*)epoch 1:"),
+    ),
+    "make .venv/jax": ("make --dry-run .venv/jax", "requirements-jax.txt|up to date"),
     "python scripts/train.py": (BACK, ""),
     # Windows: the same scripts, with the other kind of slash.
     r".venv\Scripts\python scripts\get_data.py --only-detector": (

@@ -87,6 +87,17 @@ def test_augmented_faces_stay_in_the_middle(side):
         assert (mean.sum(axis=axis) * np.arange(side)).sum() / mean.sum() == pytest.approx((side - 1) / 2, abs=0.4)
 
 
+@pytest.mark.parametrize("side", [32, 48])
+def test_a_face_is_changed_in_the_same_way_whichever_others_are_computed(faces, side):
+    """So any number of processes shares a batch: to the bit, though OpenCV is given other faces with it."""
+    images = np.tile(faces[0], (35, 1, 1))
+    whole, some = (
+        training.augment(images, side, np.random.default_rng(1), 0.5, 0.5, rows)
+        for rows in (slice(None), np.array([3, 64, 511, 512, 699]))
+    )
+    assert (some == whole[[3, 64, 511, 512, 699]]).all() and len(whole) == 700
+
+
 def test_a_poor_camera_loses_detail_and_keeps_the_light():
     """A board of fine squares loses most of its contrast in many of the pictures, and its mean in none."""
     board = (np.indices((48, 48)).sum(axis=0) % 2 * 200 + 20).astype(np.uint8)
