@@ -21,6 +21,7 @@ import skimage.data
 import utils
 
 matplotlib.use("agg")  # figures need no screen
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else Keras sets 1, and scripts inherit it
 
 
 class Minutes:
