@@ -102,7 +102,7 @@ def write_table(times):
     """Return what the README says of times, as markdown."""
     rows = ["| command | time | memory |", "|---|---|---|"]
     for name, lap in times["commands"].items():
-        rows.append(f"| `{name}` | {lap['seconds']:.0f} s | {lap['MB']:.0f} MB |")
+        rows.append(f"| `{name}` | {lap['seconds']:.{lap['seconds'] < 10:d}f} s | {lap['MB']:.0f} MB |")
     archive = times["archive"]
     one, two, quick = (archive[name] for name in ("one worker", "two workers", "one worker, --rate 1"))
     share = archive["decoding, seconds a second of video"]
