@@ -1559,9 +1559,10 @@ def read_picture(path):
         with quiet_stderr():
             raw, kinds, metadata = cv2.imdecodeWithMetadata(content, flags=cv2.IMREAD_UNCHANGED)
             if raw is not None and raw.shape[2:] == (4,):
-                white = np.iinfo(raw.dtype).max
-                opaque = raw[..., 3:] / np.float32(white)
-                on_white = (white - (white - raw[..., :3]) * opaque).astype(raw.dtype)
+                white, on_white = np.iinfo(raw.dtype).max, raw[..., :3].copy()
+                for top in range(0, len(raw), 64):  # in strips, since float32 takes four times the memory
+                    strip, opaque = on_white[top : top + 64], raw[top : top + 64, :, 3:] / np.float32(white)
+                    strip[:] = white - (white - strip) * opaque
                 content = cv2.imencodeWithMetadata(".png", on_white, kinds, metadata)[1]
             picture = cv2.imdecode(content, cv2.IMREAD_COLOR)  # in 8 bits, and turned as the EXIF data say
     except cv2.error:  # an empty file, or more pixels than OpenCV allows

@@ -13,6 +13,7 @@ import pytest
 import utils
 from tests.conftest import assert_one_clear_line
 
+pytestmark = pytest.mark.slow
 needs_jax = pytest.mark.skipif(
     not importlib.util.find_spec("jax"), reason="JAX is not installed: pip install -r requirements-jax.txt"
 )
