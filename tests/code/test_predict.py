@@ -8,6 +8,7 @@ import pytest
 
 import utils
 from tests.conftest import assert_one_clear_line, needs_test_set
+from tools import times
 
 
 def test_prints_one_line_with_the_accuracy(run_script, small_fer2013):
@@ -67,10 +68,7 @@ def test_the_readme_shows_the_figures_that_the_runs_wrote():
     assert f" | {benchmark['first answer s']:.2f} s; {benchmark['median ms a frame']:.1f} ms; " in table
 
 
-def test_the_readme_shows_the_times_that_were_measured(monkeypatch):
-    monkeypatch.syspath_prepend(utils.ROOT / "tools")
-    import times
-
+def test_the_readme_shows_the_times_that_were_measured():
     text = times.README.read_text(encoding="utf-8")
     table = times.write_table(json.loads(times.RESULT.read_text()))
     assert utils.fill_in(text, "times", table) == text, "the README is out of date: run `make times`"

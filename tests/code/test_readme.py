@@ -8,6 +8,7 @@ import cv2
 import pytest
 
 import utils
+from tools import times
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +30,10 @@ SHORT = {
     "make live": ('make live ARGS="--source short.mp4"', ANSWER),
     'make live ARGS="--show"': ('make live ARGS="--source short.mp4 --record runs/shown.mp4"', ANSWER),  # no screen
     "make test": ('make test ARGS="tests/code/test_faces.py --collect-only -q"', r"tests collected|: \d+\n"),
+    'make test ARGS="-m slow"': (
+        'make test ARGS="tests/code/test_readme.py -m slow --collect-only -q"',
+        r"tests collected|: \d+\n",
+    ),
     "make": ("make", r"(?s)live .*test .*report "),
     "make bench": ("make --dry-run bench", r"tests/benchmark\.py --output results/benchmark\.json"),  # takes minutes
     "make times": ("make --dry-run times", r"tools/times\.py"),  # takes minutes
@@ -87,7 +92,7 @@ SHORT = {
     ),
     r".venv\Scripts\python scripts\predict_live_stream.py --show": (STREAM, ANSWER),
 }
-NOT_RUN = {
+NOT_RUN = {name: "`make times` runs it" for name in times.COMMANDS if " " in name} | {
     "git clone --depth 1": "the README does not name the address",
     "conda env create -f environment.yml && conda activate emotions": "downloads 3 GB",
     "pip install keras jax[cuda13] numpy opencv-python-headless": "downloads 5 GB",
