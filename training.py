@@ -16,7 +16,7 @@ import textwrap
 import time
 import zipfile
 import zlib
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import cv2
@@ -237,6 +237,50 @@ def distribute(batch_size):
     print(f"{devices} devices in {processes} process{'es' * (processes > 1)} share each batch")
 
 
+def _meet(host, port, count, place):
+    """Return when all processes are there: JAX aborts with a page of text where one of them is missing.
+
+    Raises:
+        InputError: the first one, or some of the others, did not come within WAIT seconds.
+        OSError: the host is not known, or the port is taken.
+    """
+    socket.getaddrinfo(host, port)
+    end, greeting = time.monotonic() + WAIT, b"process of a training of %d" % count
+    if place == 0:
+        with ExitStack() as stack:
+            server = stack.enter_context(socket.create_server(("", port), backlog=count))
+            others = []
+            while len(others) < count - 1:
+                try:
+                    server.settimeout(max(0.1, end - time.monotonic()))
+                    other = stack.enter_context(server.accept()[0])
+                    other.settimeout(5)
+                    others += [other] if other.recv(100) == greeting else []
+                except (TimeoutError, ConnectionError):
+                    if time.monotonic() > end:
+                        raise utils.InputError(
+                            f"{1 + len(others)} of {count} processes joined within {WAIT} s: start the others too"
+                        ) from None
+            for other in others:
+                other.sendall(b"go")
+        return
+    error = "it is no process of this training"
+    while time.monotonic() < end:
+        try:
+            with socket.create_connection((host, port), 5) as first:
+                first.sendall(greeting)
+                first.settimeout(WAIT)
+                if first.recv(100) == b"go":
+                    return
+        except OSError as failed:
+            error = failed
+        time.sleep(0.5)
+    raise utils.InputError(
+        f"the first process of this training, at {host}:{port}, did not answer for {WAIT} s ({error}): start it too, "
+        f"or correct {CLUSTER[0]}"
+    )
+
+
 def _join_processes(jax):
     """Do what keras.distribution.initialize does, with its variables, and say what is wrong with them.
 
@@ -250,25 +294,11 @@ def _join_processes(jax):
             f"{', '.join(CLUSTER)} are {addresses!r}, {count!r}, {place!r}; expected the first process's host:port, "
             "the number of processes, and the place of this one, from 0"
         )
-    # JAX would crash where the port is taken, and abort with a page of text where the first process is not there.
-    if not int(place):
-        try:
-            socket.create_server(("", int(port))).close()
-        except OSError as error:
-            raise utils.InputError(f"{CLUSTER[0]}: port {port} cannot be used ({error}); take another") from None
-    end = time.monotonic() + WAIT
-    while int(place):
-        try:
-            socket.create_connection((host, int(port)), 5).close()
-            break
-        except OSError as error:
-            if time.monotonic() > end:
-                raise utils.InputError(
-                    f"the first process of this training, at {host}:{port}, did not answer for {WAIT} s "
-                    f"({error}): start it too, or correct {CLUSTER[0]}"
-                ) from None
-            time.sleep(0.5)
     print(f"waiting up to {WAIT} s for {count} processes to join", flush=True)
+    try:
+        _meet(host, int(port), int(count), int(place))
+    except OSError as error:
+        raise utils.InputError(f"{CLUSTER[0]}: {host}:{port} cannot be used ({error}): give another address") from None
     jax.distributed.initialize(
         f"{host}:{port}", int(count), int(place), initialization_timeout=WAIT, heartbeat_timeout_seconds=30
     )

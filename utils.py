@@ -1005,7 +1005,7 @@ class Video:
         shown = show_path(self.source)
         if self.is_url:
             return f"{shown} gives no picture (waited {waited:.1f} s): is the address right, the stream on?"
-        return f"{shown} is not a video that OpenCV can read: no frame was found in it; try an .mp4 or .avi file"
+        return f"{shown} is not a video that OpenCV can read: it may be cut short, or no .mp4 or .avi"
 
     def __iter__(self):
         """Yield (seconds, frame), once: float, from 0 and rising, and (h, w, 3) uint8 BGR."""

@@ -305,7 +305,10 @@ def main(
     model = os.path.abspath(model or utils.MODEL.with_suffix(".tflite"))
     utils.EmotionNet(model)  # refuses what is no model
     if not utils.YUNET.is_file():
-        print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
+        print(
+            "YuNet is missing (scripts/get_data.py --only-detector gets it): using OpenCV's Haar cascade.",
+            file=sys.stderr,
+        )
     options = {
         "every": every,
         "rate": max(rate, 1 / every) if rate else 0.0,

@@ -83,7 +83,10 @@ def tell_emotions(paths, output, model):
     net = utils.EmotionNet(f"{os.path.splitext(model)[0]}.tflite" if model else None)
     detector, failures = utils.FaceDetector(), {}
     if detector.name == "Haar":
-        print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
+        print(
+            "YuNet is missing (scripts/get_data.py --only-detector gets it): using OpenCV's Haar cascade.",
+            file=sys.stderr,
+        )
     with utils.locked(output) if output else nullcontext():
         for path, target in zip(pictures, outputs, strict=True):
             try:

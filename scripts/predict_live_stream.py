@@ -190,7 +190,10 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
         target = stack.enter_context(utils.replacing(record)) if record else None
         recorder = stack.enter_context(closing(Recorder(target, video.fps))) if record else None
         if detector.name == "Haar":
-            print("YuNet's model file is missing (`make data` gets it); using OpenCV's Haar cascade.", file=sys.stderr)
+            print(
+                "YuNet is missing (scripts/get_data.py --only-detector gets it): using OpenCV's Haar cascade.",
+                file=sys.stderr,
+            )
         try:
             for seconds, frame, faces in analyse(video, detector, net, smoothing, rate):
                 frames += 1

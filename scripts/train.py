@@ -282,8 +282,8 @@ def main(
         print(f"{utils.show_path(folder)} holds this run of {iteration}; --again trains it anew")
 
     if not recorded:
-        training.distribute(batch_size)
         faces, held_out = training.load_parts(data, limit, seed)
+        training.distribute(batch_size)
         training.start_run(run_folder, arguments, again)
         if not (run_folder / "finished").is_file():
             keras.utils.set_random_seed(seed)

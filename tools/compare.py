@@ -48,7 +48,7 @@ class Stopped(Exception):
 def last_line(text):
     """Return the last line of what a process wrote, as one that fits on a page."""
     plain = text.encode("ascii", "ignore").decode()  # without emoji
-    return utils.shorten((plain.strip().splitlines() or ["it ended without a word"])[-1], 160)
+    return utils.shorten((plain.strip().splitlines() or ["it ended without a word"])[-1], 110)
 
 
 class Worker:

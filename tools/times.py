@@ -109,9 +109,9 @@ def write_table(times):
     words = (
         f"`annotate_videos.py` reads {one:.1f} hours of 640x360 video an hour with one worker, {two:.1f} with two, and "
         f"{quick:.1f} with `--workers 1 --rate 1`, which analyses one frame for each answer. "
-        f"At {one:.1f} a thousand hours take {1000 / one / 24:.1f} days on one core, {1000 / one / 16:.0f} hours on "
-        f"16, and {1000 / one / 128:.1f} on 128 if the disk keeps up. Decoding is {share * one:.0%} of that work, "
-        f"and {share * quick:.0%} with `--rate 1`. In larger pictures it is more."
+        f"At {one:.1f} a thousand hours take {1000 / one / 24:.1f} days on one core. At {two / 2:.1f} a core, as with "
+        f"two, they take {2000 / two / 16:.0f} hours on 16 and {2000 / two / 128:.1f} on 128, if the disk keeps up. "
+        f"Decoding is {share * one:.0%} of that work, and {share * quick:.0%} with `--rate 1`; in larger pictures more."
     )
     return "\n".join([*rows, "", *textwrap.wrap(words, 119, break_on_hyphens=False)])
 

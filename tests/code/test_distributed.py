@@ -5,7 +5,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -156,7 +158,20 @@ def test_processes_that_were_started_with_different_arguments_end(start):
 def test_a_port_that_is_taken_is_one_clear_line(start):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
-        assert_one_clear_line(finish(start("taken", cluster(0, port))), f"port {port} cannot be used")
+        assert_one_clear_line(finish(start("taken", cluster(0, port))), f":{port} cannot be used")
+
+
+@needs_jax
+def test_another_server_at_the_address_is_one_clear_line(start):
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert_one_clear_line(finish(start("nobody", cluster(1, server.server_port))), "did not answer for 2 s")
+        server.shutdown()
+
+
+@needs_jax
+def test_a_process_without_data_ends_before_it_joins(start, tmp_path):
+    assert_one_clear_line(finish(start("no_data", cluster(1, 1), "--data", tmp_path)), "no train set in")
 
 
 @needs_jax
@@ -166,6 +181,7 @@ def test_a_port_that_is_taken_is_one_clear_line(start):
         (TWO_DEVICES, "odd", 15, "batch_size is 15, and 2 devices"),
         (cluster(2, 1), "place", 12, "'2', '2'; expected"),
         (cluster(1, 1), "nobody", 12, "127.0.0.1:1, did not answer"),
+        (cluster(0, free_port()), "nobody", 12, "1 of 2 processes joined within 2 s"),
     ],
 )
 def test_what_cannot_be_shared_is_one_clear_line(start, environment, run, batch_size, words):
