@@ -84,9 +84,11 @@ test: setup data/models/tried lint ## run the tests in two processes, nine minut
 fuzz: setup ## feed the readers and the command lines what nobody expects, 20,000 times each (ARGS="-k csv")
 	FUZZ=20000 $(THREADS) $(PY) -m pytest tests/code/test_fuzz.py --timeout 0 $(ARGS)
 
+CODE := utils.py training.py archive.py scripts tools tests
+
 lint: setup ## check the style of notebooks, scripts and tests
-	$(PY) -m ruff check .
-	$(PY) -m ruff format --check utils.py training.py archive.py tests tools scripts
+	$(PY) -m ruff check $(CODE) notebooks
+	$(PY) -m ruff format --check $(CODE)
 	@$(PY) -m nbstripout --keep-id --verify notebooks/*.ipynb || \
 	    { echo "error: notebooks/ is kept without outputs: .venv/bin/nbstripout --keep-id notebooks/*.ipynb" >&2; exit 1; }
 

@@ -1720,7 +1720,8 @@ def progress(steps=None, words="", total=None, **options):
     """
     from tqdm import tqdm
 
-    in_notebook = "ipykernel" in sys.modules
+    ipython = sys.modules.get("IPython")
+    in_notebook = hasattr(ipython and ipython.get_ipython(), "kernel")
     shown = in_notebook or sys.stderr.isatty()
     options |= {"desc": words, "total": total, "disable": not shown}
     return tqdm(steps, file=_Line() if in_notebook else sys.stderr, **options)

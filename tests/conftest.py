@@ -83,6 +83,7 @@ def project(small_fer2013, small_digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy") / "project"
     shutil.copytree(utils.ROOT, folder, ignore=shutil.ignore_patterns(".*", "data", "runs", "report", "__pycache__"))
     shutil.copytree(small_fer2013, folder / "data")
+    shutil.copy(utils.ROOT / "data" / "README.md", folder / "data")
     shutil.copytree(small_digits, folder / "data" / "digit-recognizer")
     if utils.YUNET.is_file():
         shutil.copytree(utils.YUNET.parent, folder / "data" / "models")
