@@ -78,7 +78,7 @@ report: setup ## write the executed notebooks as a web site: results/report/inde
 # Two processes share the test files, each with one thread: more threads than cores only wait for each other.
 THREADS := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 OPENCV_FOR_THREADS_NUM=1 TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
-test: setup data/models/tried lint ## run the tests in two processes, nine minutes (ARGS="-n 4" for four)
+test: setup data/models/tried lint ## run the tests in two processes, seven minutes (ARGS="-n 4" for four)
 	$(THREADS) $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: setup ## feed the readers and the command lines what nobody expects, 20,000 times each (ARGS="-k csv")

@@ -1156,6 +1156,10 @@ def import_keras():
         with quiet_tensorflow():
             import keras
     except (ImportError, ValueError) as error:
+        cause = error
+        while cause := cause.__cause__ or cause.__context__:
+            if isinstance(cause, KeyboardInterrupt):  # Ctrl-C, of which a C library has made an ImportError
+                raise KeyboardInterrupt from None
         raise InputError(
             f"Keras does not start ({shorten(error)}): KERAS_BACKEND or ~/.keras/keras.json names a backend that is "
             "not installed; tensorflow is"

@@ -570,3 +570,17 @@ def test_ctrl_c_during_the_imports_is_one_line(module, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
     )
     assert process.stderr == "interrupted\n" and process.returncode in (130, -signal.SIGINT)
+
+
+def test_ctrl_c_that_a_library_turns_into_another_error_is_still_told_as_ctrl_c(tmp_path):
+    """As pybind11 does in what Keras imports."""
+    (tmp_path / "keras.py").write_text(
+        "try:\n    raise KeyboardInterrupt\nexcept BaseException as error:\n    raise ImportError from error\n"
+    )
+    process = subprocess.run(
+        [sys.executable, utils.ROOT / "scripts" / "train.py"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.stderr == "interrupted\n" and process.returncode in (130, -signal.SIGINT)
