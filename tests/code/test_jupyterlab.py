@@ -1,6 +1,6 @@
 """JupyterLab opens notebooks in a browser, as a person does: Run All, look at the figures, press the stop button.
 
-01, 03 and 04, which train even with few images, are left to papermill in test_notebooks.py.
+extra_robust_hack, which needs smiles, is left to papermill in test_hack.py.
 """
 
 import json
@@ -20,11 +20,16 @@ pytestmark = pytest.mark.slow
 
 PARAMETERS = {
     "00_get_data": {"only_detector": True, "detector_source": "http://127.0.0.1:9/x"},
+    "01_mnist_warmup": {"epochs": 1, "long_epochs": 1},
     "02_eda": {"epochs": 1},
+    "03_cnn_iterations": {},
+    "04_transfer_learning": {},
     "05_evaluation": {"verbose": True},
     "06_preprocessing_test": {"source": "../sparse.mp4"},
     "07_live_stream": {"source": "../slow.mp4", "every": 2.0},
     "08_adversarial_hack": {"image": "../smile.png", "output": "../runs/hacked"},
+    "09_video_archive": {"every": 0.5, "workers": 2},
+    "extra_bundled_clip": {},
 }
 READ_CELLS = """() => [...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(cell => ({
     prompt: cell.querySelector('.jp-InputPrompt')?.textContent ?? '',

@@ -156,7 +156,9 @@ def shell(project, astronaut):
     (project / "holiday").mkdir()
     cv2.imwrite(str(project / "holiday" / "us.jpg"), frames[25])
     utils.load_fer2013("train", project / "data")  # leaves data/cache/train.npz
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "PYTEST"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("ARGS", "MAKE", "MFLAGS", "PYTEST"))
+    }
     environment = inherited | {"MPLBACKEND": "agg", "PATH": f"{project}/.venv/bin:{os.environ['PATH']}"}
     finished = {}
 
