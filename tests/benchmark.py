@@ -179,6 +179,33 @@ def compare_files(frames, detector, net, rounds=5, seconds=10):
     }
 
 
+class Camera(BaseHTTPRequestHandler):
+    """A camera in the network: what it serves is a stream of JPEG pictures."""
+
+    def begin(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+
+    def send(self, picture):
+        """Send the bytes of a picture; OSError if the viewer is gone."""
+        self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
+        self.wfile.write(b"Content-Length: %d\r\n\r\n%b\r\n" % (len(picture), picture))
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextmanager
+def serve(handler):
+    """Let a subclass of Camera answer at the address that is yielded."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/camera.mjpg"
+        server.shutdown()
+
+
 @contextmanager
 def camera(frames, fps=30):
     """Serve frames as a camera in the network does, for ever; yield its address and its class, with seconds `spent`."""
@@ -186,33 +213,23 @@ def camera(frames, fps=30):
 
     pictures = [cv2.imencode(".jpg", frame)[1].tobytes() for frame in frames]
 
-    class Camera(BaseHTTPRequestHandler):
+    class Endless(Camera):
         spent = 0.0  # of this process' time, by the thread that serves
 
         def do_GET(self):
-            self.send_response(200)
-            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-            self.end_headers()
+            self.begin()
             began, i = time.monotonic(), 0
             try:
                 while True:
-                    picture = pictures[i % len(pictures)]
-                    self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
-                    self.wfile.write(b"Content-Length: %d\r\n\r\n%b\r\n" % (len(picture), picture))
+                    self.send(pictures[i % len(pictures)])
                     i += 1
-                    Camera.spent = time.thread_time()
+                    Endless.spent = time.thread_time()
                     time.sleep(max(0.0, began + i / fps - time.monotonic()))
             except OSError:  # the viewer is gone
                 pass
 
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/camera.mjpg", Camera
-        server.shutdown()
+    with serve(Endless) as address:
+        yield address, Endless
 
 
 def measure_camera(frames, detector, net, seconds=20.0):

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -21,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import utils  # noqa: E402 (its folder is on sys.path from here on)
-from tests.benchmark import MEGABYTE, memory, pin_to_one_core  # noqa: E402
+from tests.benchmark import MEGABYTE, Camera, memory, pin_to_one_core, serve  # noqa: E402
 
 LIMITS = {  # figure: the most that is no failure
     "memory growth MB": 10,
@@ -95,32 +94,23 @@ def fickle_camera(frames, fps=25):
     """
     pictures, comings, requests = [cv2.imencode(".jpg", frame)[1].tobytes() for frame in frames], [], []
 
-    class Camera(BaseHTTPRequestHandler):
+    class Fickle(Camera):
         def do_GET(self):
             requests.append(time.monotonic())
             if len(requests) % 2 == 0:
                 self.send_error(503)
                 return
             comings.append(requests[-1])
-            self.send_response(200)
-            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-            self.end_headers()
+            self.begin()
             try:
                 for picture in pictures:
-                    self.wfile.write(b"--frame\r\nContent-Type: image/jpeg\r\n")
-                    self.wfile.write(b"Content-Length: %d\r\n\r\n%b\r\n" % (len(picture), picture))
+                    self.send(picture)
                     time.sleep(1 / fps)
             except OSError:  # the viewer is gone
                 pass
 
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
-        server.daemon_threads, server.block_on_close = True, False
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/camera.mjpg", comings
-        server.shutdown()
+    with serve(Fickle) as address:
+        yield address, comings
 
 
 def soak_camera(frames, detector, net, times, settled=5):
