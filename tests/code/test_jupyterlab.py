@@ -97,12 +97,15 @@ def run_all(lab, project, browser):
         page.close()
 
 
-def wait_for_the_end(page):
-    """Return the cells of a page when some have run, to which JupyterLab gives numbers, and none is waiting."""
+def wait_for_the_end(page, notebook):
+    """Return the cells of a page when some have run, to which JupyterLab gives numbers, and none is waiting.
+
+    JupyterLab lays out the cells of a long notebook while the first ones run already, so all have to be there.
+    """
     while True:
         cells = page.evaluate(READ_CELLS)
         prompts = "".join(cell["prompt"] for cell in cells)
-        if any(sign.isdigit() for sign in prompts) and "*" not in prompts:
+        if len(cells) == len(notebook.cells) and any(sign.isdigit() for sign in prompts) and "*" not in prompts:
             return cells
         page.wait_for_timeout(200)
 
@@ -110,7 +113,7 @@ def wait_for_the_end(page):
 def assert_that_all_went_well(name, notebook, cells, complaints):
     """Assert that no cell failed, and that those with figures in the executed copy have some here, each with a size."""
     assert [cell["text"] for cell in cells if "Traceback" in cell["text"]] == []
-    assert len(cells) == len(notebook.cells) and cells[-1]["prompt"] != "[ ]:"
+    assert cells[-1]["prompt"] != "[ ]:"
     executed = nbformat.read(utils.RESULTS / "notebooks" / f"{name}.ipynb", as_version=4)
     drawing = {
         cell.id
@@ -128,7 +131,7 @@ def assert_that_all_went_well(name, notebook, cells, complaints):
 @pytest.mark.parametrize("name", sorted(PARAMETERS.keys() - {"07_live_stream"}))
 def test_run_all_draws_every_figure(run_all, name):
     notebook, page, complaints = run_all(name)
-    assert_that_all_went_well(name, notebook, wait_for_the_end(page), complaints)
+    assert_that_all_went_well(name, notebook, wait_for_the_end(page, notebook), complaints)
 
 
 def test_the_live_picture_changes_in_place_until_the_stop_button(run_all):
@@ -142,7 +145,7 @@ def test_the_live_picture_changes_in_place_until_the_stop_button(run_all):
         pictures |= {cell["picture"]} - {""}
         page.wait_for_timeout(100)
     page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
-    cells = wait_for_the_end(page)
+    cells = wait_for_the_end(page, notebook)
     assert_that_all_went_well("07_live_stream", notebook, cells, complaints)
     assert len(cells[playing]["figures"]) == 1
     assert float(cells[-1]["text"].split()[-1]) < 50
