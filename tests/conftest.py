@@ -1,6 +1,7 @@
 """What the tests share: the portraits, small stand-ins for FER2013 and for the model, and a way to run scripts."""
 
 import importlib.util
+import json
 import os
 import runpy
 import shutil
@@ -106,7 +107,7 @@ def browser():
         pytest.skip("Chromium is not there: `apt install chromium`")
     with sync_api.sync_playwright() as playwright:
         flags = ["--disable-gpu", "--disable-quic", "--disable-sync", "--disable-background-networking"]
-        yield playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield playwright.chromium.launch(executable_path=chromium, args=flags, timeout=0)  # pytest-timeout ends it
 
 
 @pytest.fixture
@@ -135,6 +136,14 @@ def execute_notebook(notebook, parameters, output):
     quiet = {"kernel_name": "python3", "progress_bar": False, "start_timeout": 600}
     papermill.execute_notebook(notebook, output, parameters, cwd=notebook.parent, **quiet)
     return nbformat.read(output, as_version=4)
+
+
+def read_json(path):
+    """Return what a JSON file holds, or None while it is not there or is being written."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def load_script(name):

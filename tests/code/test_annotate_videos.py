@@ -1,7 +1,6 @@
 """`python scripts/annotate_videos.py`, as a user runs it, on real workers of Dask."""
 
 import csv
-import json
 import os
 import shutil
 import signal
@@ -17,9 +16,9 @@ import pytest
 import archive
 import utils
 from tests.code.test_archive import vary_frame_rate, write_frames
-from tests.conftest import assert_one_clear_line, load_script
+from tests.conftest import assert_one_clear_line, load_script, read_json
 
-pytest.importorskip("distributed", reason="Dask is not there: `make archive` installs it")
+distributed = pytest.importorskip("distributed", reason="Dask is not there: `make archive` installs it")
 psutil = pytest.importorskip("psutil", reason="psutil comes with Dask: `make archive` installs it")
 pytest.importorskip("pyarrow", reason="pyarrow is not there: `make archive` installs it")
 
@@ -166,8 +165,14 @@ def test_a_second_start_does_what_is_new_has_changed_or_failed(archive_run, reco
 
 def children_of(process, name="archive.py"):
     """Return the processes below a process that run a file of that name."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in below if name in " ".join(child.cmdline()[:2])]
+
+    def runs_it(child):
+        try:
+            return name in " ".join(child.cmdline()[:2])
+        except psutil.NoSuchProcess:  # it has just ended
+            return False
+
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if runs_it(child)]
 
 
 def wait_for(condition):
@@ -212,22 +217,26 @@ def test_a_cluster_that_is_there_is_used_or_refused_with_a_reason(archive_run, r
         command = [sys.executable, "-m", "dask", *map(str, words)]
         return subprocess.Popen(command, env=os.environ | environment, stderr=subprocess.DEVNULL)
 
+    def start_worker(**environment):
+        worker = "worker", address, "--nthreads", 1, "--no-dashboard", "--local-directory", tmp_path
+        processes.append(dask(*worker, **environment))
+        with distributed.Client(address, timeout=600) as client:
+            client.wait_for_workers(1)
+
     processes = [
         dask("scheduler", "--host", "127.0.0.1", "--port", 0, "--no-dashboard", "--scheduler-file", tmp_path / "s")
     ]
     try:
-        wait_for(lambda: (tmp_path / "s").exists())
-        address = json.loads((tmp_path / "s").read_text())["address"]
+        address = wait_for(lambda: read_json(tmp_path / "s"))["address"]
         arguments = "--videos", *videos, "--output", output, "--scheduler", address
         assert_one_clear_line(run(*arguments), f"{address} has no workers", "dask worker")
         (tmp_path / "other" / "pyarrow-1.0.dist-info").mkdir(parents=True)
         (tmp_path / "other" / "pyarrow-1.0.dist-info" / "METADATA").write_text("Name: pyarrow\nVersion: 1.0\n")
-        worker = "worker", address, "--nthreads", 1, "--no-dashboard", "--local-directory", tmp_path
-        processes.append(dask(*worker, PYTHONPATH=str(tmp_path / "other")))
+        start_worker(PYTHONPATH=str(tmp_path / "other"))
         assert_one_clear_line(run(*arguments), "worker tcp://127.0.0.1:", "has pyarrow 1.0; expected")
         processes[-1].terminate()
         processes[-1].wait()
-        processes.append(dask(*worker))
+        start_worker()
         process = run(*arguments)
         assert process.returncode == 0, process.stderr
     finally:

@@ -107,9 +107,8 @@ def test_script_runs_from_any_folder(project, tmp_path):
 def test_papermill_and_the_script_turn_the_same_knob(project, tmp_path):
     notebook, parameters = project / "notebooks" / "demo.ipynb", {"times": 3}
     assert parameters.keys() <= papermill.inspect_notebook(notebook).keys()
-    executed = papermill.execute_notebook(
-        notebook, tmp_path / "out.ipynb", parameters, cwd=project, kernel_name="python3", progress_bar=False
-    )
+    options = {"cwd": project, "kernel_name": "python3", "progress_bar": False, "start_timeout": 600}
+    executed = papermill.execute_notebook(notebook, tmp_path / "out.ipynb", parameters, **options)
     printed = [output.text for cell in executed.cells for output in cell.get("outputs", [])]
     assert "HELLO 2 0.001\n" in printed[1]
     assert "".join(printed[1:]) == run(project / "scripts" / "demo.py", "--times", "3").stdout

@@ -58,7 +58,11 @@ def folder(tmp_path_factory, small_fer2013):
     def refuse(*arguments, **options):
         raise utils.InputError("this is as far as the test goes")
 
+    opened = cv2.VideoCapture
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            cv2, "VideoCapture", lambda source, *more: opened() if type(source) is int else opened(source, *more)
+        )
         patch.chdir(folder)
         patch.setenv("HOME", str(folder))
         patch.setattr(utils, "_end_like_ctrl_c", lambda: None)  # the signals of pytest stay as they are

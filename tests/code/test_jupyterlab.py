@@ -3,7 +3,6 @@
 extra_robust_hack, which needs smiles, is left to papermill in test_hack.py.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import papermill
 import pytest
 
 import utils
+from tests.conftest import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -59,10 +59,11 @@ def lab(project, astronaut, tmp_path_factory):
     with open(own / "log.txt", "w") as log:
         server = subprocess.Popen(command, cwd=project, env=environment, stdout=log, stderr=log)
     try:
-        while not (told := [*(own / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")]):
+        told = None
+        while not told:
             assert server.poll() is None, (own / "log.txt").read_text()
             time.sleep(0.1)
-        told = json.loads(told[0].read_text())
+            told = next(map(read_json, (own / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json")), None)
         yield f"{told['url']}lab/workspaces/{{0}}/tree/tried/{{0}}.ipynb?token={told['token']}"
     finally:
         server.terminate()

@@ -28,7 +28,9 @@ def recorded_stages(tmp_path_factory):
 def checkout(small_fer2013, tmp_path_factory):
     """A copy of the project with the small data set, since some notebooks look into data/ and write to results/."""
     folder = tmp_path_factory.mktemp("checkout") / "project"
-    shutil.copytree(utils.ROOT, folder, ignore=shutil.ignore_patterns(".*", "data", "runs", "tests"))
+    shutil.copytree(
+        utils.ROOT, folder, ignore=shutil.ignore_patterns(".*", "data", "runs", "tests", "report", "__pycache__")
+    )
     shutil.copytree(small_fer2013, folder / "data")
     if utils.YUNET.is_file():
         shutil.copytree(utils.YUNET.parent, folder / "data" / "models")

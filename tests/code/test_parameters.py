@@ -1,11 +1,11 @@
 """The parameters of a notebook: what it refuses, and what it takes as a script's command line would."""
 
 import nbformat
-import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
 
 import utils
+from tests.conftest import execute_notebook
 
 PARAMETERS = """\
 times: int = 2  # how often it is said
@@ -30,8 +30,7 @@ def run_notebook(tmp_path):
         nb = nbformat.v4.new_notebook(metadata={"kernelspec": kernel})
         nb.cells = [nbformat.v4.new_code_cell(code, metadata={"tags": [tag] if tag else []}) for tag, code in CELLS]
         nbformat.write(nb, tmp_path / "demo.ipynb")
-        quiet = {"progress_bar": False, "execution_timeout": 120}
-        executed = papermill.execute_notebook(tmp_path / "demo.ipynb", tmp_path / "out.ipynb", parameters, **quiet)
+        executed = execute_notebook(tmp_path / "demo.ipynb", parameters, tmp_path / "out.ipynb")
         return "".join(output.text for cell in executed.cells for output in cell.outputs)
 
     return run

@@ -55,7 +55,7 @@ def open_page(browser):
         page.on("requestfailed", lambda request: complaints.append(f"{request.url} failed"))
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri(), timeout=0)  # pytest-timeout ends it
         return page.evaluate(READ_PAGE) | {"requests": requests, "complaints": complaints}
 
     yield open_it
