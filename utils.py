@@ -65,7 +65,8 @@ def show_path(path):
     Of a URL neither user, password nor query are shown, because cameras take passwords in all of them.
     """
     if "://" in str(path):
-        return printable(re.sub("//.*@", "//", re.sub("[?#].*", "", str(path))))
+        text = re.sub("//[^/]*@", "//", str(path))  # first, since a password may hold ? and #
+        return printable(re.sub("//.*@", "//", re.sub("[?#].*", "", text)))
     path = Path(path)
     return printable(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
@@ -165,7 +166,7 @@ def check_output(path, suffix, inputs):
     Args:
         path: of the file.
         suffix: such as ".mp4".
-        inputs: paths of what is read, also what is no file, such as a camera's number.
+        inputs: paths of what is read as `Video` takes them, also what is no file, such as a camera's number.
 
     Raises:
         InputError: it is a folder or a pipe, ends in another suffix, or is one of the inputs, by a link too.
@@ -173,9 +174,10 @@ def check_output(path, suffix, inputs):
     path, shown = Path(path), show_path(path)
     if path.suffix.lower() != suffix or path.is_dir() or path.is_fifo():
         raise InputError(f"cannot write {shown}: expected the name of a file that ends in {suffix}")
-    for other in inputs:
-        if path.exists() and os.path.exists(other) and path.samefile(other):
-            raise InputError(f"{shown} would be overwritten, and it is what is read: give the output another name")
+    for other in map(str, inputs):
+        for name in (other, os.path.expanduser(re.sub("(?i)^file://", "", other.strip()))):
+            if path.exists() and os.path.exists(name) and path.samefile(name):
+                raise InputError(f"{shown} would be overwritten, and it is what is read: give the output another name")
 
 
 def check_parameters(notebook):
@@ -223,14 +225,15 @@ def _lock(file):
 def locked(folder, name=""):
     """Keep other processes that ask for it away while the block runs: from a folder, or from the file `name` in it.
 
-    The folder is made if it is not there. A process that is killed lets it go.
+    The folder is made if it is not there. A process that is killed lets it go. The file that is locked is empty, and is
+    removed at the end; one that is not empty is somebody's own, and stays.
 
     Raises:
         InputError: another process has it.
     """
-    path = Path(folder) / (f".{name}.lock" if name else "lock")
+    path = Path(folder) / (f".{name}.lock" if name else ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
+    with open(path, "a") as file:
         try:
             _lock(file)
             if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
@@ -243,7 +246,7 @@ def locked(folder, name=""):
         try:
             yield
         finally:
-            if os.name != "nt":  # Windows removes no open file
+            if os.name != "nt" and not os.fstat(file.fileno()).st_size:  # Windows removes no open file
                 path.unlink(missing_ok=True)
 
 
@@ -254,7 +257,7 @@ def remove_leftovers(folder):
         try:
             if time.time() - part.stat().st_mtime < 1:
                 continue  # it is perhaps just being locked
-            with open(part / "lock", "a") as file:  # it is the first that is made in a folder, and the first that goes
+            with open(part / ".lock", "a") as file:  # it is the first that is made in a folder, and the first that goes
                 _lock(file)
         except OSError:
             continue  # its process is alive
@@ -568,6 +571,15 @@ def to_bgr(frame):
     if channels not in (1, 4):
         raise InputError(f"a frame has {channels} channels; expected 1 (grey), 3 (BGR) or 4 (BGRA)")
     return cv2.cvtColor(frame, cv2.COLOR_GRAY2BGR if channels == 1 else cv2.COLOR_BGRA2BGR)
+
+
+def tell_of_haar():
+    """Say on stderr that the Haar cascade stands in for YuNet, where YuNet is missing."""
+    if not YUNET.is_file():
+        print(
+            "YuNet is missing (scripts/get_data.py --only-detector gets it): using OpenCV's Haar cascade.",
+            file=sys.stderr,
+        )
 
 
 class FaceDetector:
@@ -971,7 +983,7 @@ class Video:
         if not ok:
             self._capture.release()
             raise InputError(self._unreadable(time.monotonic() - began))
-        self.opened = time.time()
+        self.opened, self._began = time.time(), time.monotonic()
         self.fps = self._capture.get(cv2.CAP_PROP_FPS)
         if not 1 <= self.fps <= 240:
             self.fps = 25.0
@@ -1051,7 +1063,12 @@ class Video:
             rate = self._capture.get(cv2.CAP_PROP_FPS) or math.inf
             missing = (self._capture.get(cv2.CAP_PROP_FRAME_COUNT) - 1) / rate - seconds
             ends_early = missing > 1 and not self._has_whole_boxes()
-            lost += missing if missing > 1 else 0
+            if missing > 1 and not ends_early:
+                print(
+                    f"{show_path(self.source)} ends {missing:.1f} s before its own length: it is damaged there, or was "
+                    "cut without encoding",
+                    file=sys.stderr,
+                )
         finally:
             self._capture.release()
             if lost and not ends_early:
@@ -1070,16 +1087,19 @@ class Video:
         """
         if self.is_url:
             return False
-        size, place = os.path.getsize(self.source), 0
-        with open(self.source, "rb") as file:
-            while place < size:
-                file.seek(place)
-                head = file.read(16)
-                if not (place or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")):
-                    return False
-                length = int.from_bytes(head[:4])
-                length = int.from_bytes(head[8:]) if length == 1 else length or size
-                place += max(8, length)
+        try:
+            size, place = os.path.getsize(self.source), 0
+            with open(self.source, "rb") as file:
+                while place < size:
+                    file.seek(place)
+                    head = file.read(16)
+                    if not (place or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")):
+                        return False
+                    length = int.from_bytes(head[:4])
+                    length = int.from_bytes(head[8:]) if length == 1 else length or size
+                    place += max(8, length)
+        except OSError:  # its disk has gone away
+            return False
         return place == size
 
     def _grabs(self):
@@ -1101,7 +1121,7 @@ class Video:
                     return
 
     def _newest(self, frame):
-        schedule, start, news = Schedule(self.rate), time.monotonic(), threading.Condition()
+        schedule, start, news = Schedule(self.rate), self._began, threading.Condition()
         state = {"frame": frame, "at": start, "stop": False}
         schedule.is_due(0.0)
         patience = self.patience + (1 / self.rate if self.rate else 0)
@@ -1562,7 +1582,7 @@ def read_picture(path):
     try:
         with quiet_stderr():
             raw, kinds, metadata = cv2.imdecodeWithMetadata(content, flags=cv2.IMREAD_UNCHANGED)
-            if raw is not None and raw.shape[2:] == (4,):
+            if raw is not None and raw.shape[2:] == (4,) and raw.dtype.kind == "u":
                 white, on_white = np.iinfo(raw.dtype).max, raw[..., :3].copy()
                 for top in range(0, len(raw), 64):  # in strips, since float32 takes four times the memory
                     strip, opaque = on_white[top : top + 64], raw[top : top + 64, :, 3:] / np.float32(white)

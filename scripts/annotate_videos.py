@@ -304,11 +304,7 @@ def main(
     folder = utils.output_folder(output, utils.RUNS / "archive").absolute()
     model = os.path.abspath(model or utils.MODEL.with_suffix(".tflite"))
     utils.EmotionNet(model)  # refuses what is no model
-    if not utils.YUNET.is_file():
-        print(
-            "YuNet is missing (scripts/get_data.py --only-detector gets it): using OpenCV's Haar cascade.",
-            file=sys.stderr,
-        )
+    utils.tell_of_haar()
     options = {
         "every": every,
         "rate": max(rate, 1 / every) if rate else 0.0,

@@ -258,8 +258,16 @@ def get_digits(url, folder, timeout):
     """
     import pandas as pd
 
-    if all((folder / name).is_file() for name in DIGIT_FILES):
+    there = [name for name in DIGIT_FILES if (folder / name).is_file()]
+    if len(there) == len(DIGIT_FILES):
         print(f"the digits are already in {utils.show_path(folder)}")
+        return
+    if there:
+        print(
+            f"note: {folder / there[0]} is there without the other of {' and '.join(DIGIT_FILES)}, and stays: add the "
+            "other from Kaggle, or delete this one to get MNIST",
+            file=sys.stderr,
+        )
         return
     try:
         with utils.temporary_folder(folder) as temporary:

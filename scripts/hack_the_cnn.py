@@ -112,7 +112,7 @@ def read_face(path):
     faces = utils.FaceDetector().detect(picture)
     if not faces:
         raise utils.InputError(f"no face in {path}; expected a picture with one, or a face of 48x48 pixels")
-    return utils.crop_face(picture, max(faces, key=lambda face: face.box[2] - face.box[0]))
+    return utils.crop_face(picture, faces[0])  # the largest
 
 
 def happy_faces(data, limit):

@@ -33,7 +33,6 @@ from datetime import datetime, timedelta
 import cv2
 
 import utils
-from utils import analyse
 
 
 def open_video(source, rate=0.0):
@@ -173,7 +172,7 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
     """Answer every `every` seconds of `video`; the other arguments are those of the script, and `net` its EmotionNet.
 
     Returns:
-        answers, the last 1,000 as a deque of (seconds, faces as `analyse` yields them), and a line that sums up.
+        answers, the last 1,000 as a deque of (seconds, faces as `utils.analyse` yields them), and a line that sums up.
 
     Raises:
         utils.InputError: the source stopped or breaks off, there is no screen for the window, or a file cannot be
@@ -189,13 +188,9 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
         table = stack.enter_context(closing(AnswerLog(log))) if log else None
         target = stack.enter_context(utils.replacing(record)) if record else None
         recorder = stack.enter_context(closing(Recorder(target, video.fps))) if record else None
-        if detector.name == "Haar":
-            print(
-                "YuNet is missing (scripts/get_data.py --only-detector gets it): using OpenCV's Haar cascade.",
-                file=sys.stderr,
-            )
+        utils.tell_of_haar()
         try:
-            for seconds, frame, faces in analyse(video, detector, net, smoothing, rate):
+            for seconds, frame, faces in utils.analyse(video, detector, net, smoothing, rate):
                 frames += 1
                 picture = utils.draw_faces(frame, faces) if show or record else None
                 if recorder:

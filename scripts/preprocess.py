@@ -90,7 +90,7 @@ def write_images(crops, folder):
         old.mkdir()
         for i, crop in enumerate(crops):
             (new / f"image{i}.png").write_bytes(cv2.imencode(".png", crop)[1].tobytes())
-        before = [path for path in folder.glob("image*.png") if path.stem[5:].isdecimal()]
+        before = [path for i in range(SECONDS + 1) if (path := folder / f"image{i}.png").is_file()]
         for path in before:
             shutil.copy2(path, old)
         written = []

@@ -36,7 +36,7 @@ TARGETS = {  # figure: (target, whether missing it is a failure)
 
 
 def analyse_every_frame(video, detector, net, smoothing=0.5):
-    """Yield what scripts/predict_live_stream.py's `analyse` yields, the simple way: the reference of the ratios."""
+    """Yield what `utils.analyse` yields, the simple way: the reference of the ratios."""
     import utils
 
     tracker = utils.FaceTracker()
@@ -100,8 +100,6 @@ def frames_with_one_face(clip, detector, count=40):
 
 def measure_stream(frames, detector, net, frame_count):
     """Run `frame_count` frames, ten a second, through the live stream; return figures of time and memory by name."""
-    from predict_live_stream import analyse
-
     import utils
 
     laps, used = np.ones((2, frame_count))  # lists would grow with every frame, which the stream does not
@@ -112,7 +110,7 @@ def measure_stream(frames, detector, net, frame_count):
             yield i / 10, frames[i % len(frames)]
             laps[i], used[i] = time.perf_counter() - began, memory()
 
-    for _ in analyse(stream(), detector, net):
+    for _ in utils.analyse(stream(), detector, net):
         pass
     crop = utils.crop_face(frames[0], detector.detect(frames[0])[0])[None]
     alone = []
@@ -135,7 +133,7 @@ def compare_frames(frames, detector, net, rounds=5):
 
     The median frame, as a person who looks at one would measure it, and the mean, in which the fine searches are.
     """
-    from predict_live_stream import analyse
+    import utils
 
     def laps(analyse):
         result, stream = [], analyse([(i / 10, frame) for i, frame in enumerate(frames)], detector, net)
@@ -145,7 +143,7 @@ def compare_frames(frames, detector, net, rounds=5):
             result.append(time.process_time() - began)
         return result
 
-    both = np.array([[laps(analyse), laps(analyse_every_frame)] for _ in range(rounds)])  # (rounds, 2, frames)
+    both = np.array([[laps(utils.analyse), laps(analyse_every_frame)] for _ in range(rounds)])  # (rounds, 2, frames)
     medians, means = np.median(both, axis=2), both.mean(axis=2)
     return {
         "frame of 640x480, ratio": float(np.median(medians[:, 0] / medians[:, 1])),
@@ -156,7 +154,6 @@ def compare_frames(frames, detector, net, rounds=5):
 def compare_files(frames, detector, net, rounds=5, seconds=10):
     """The same of a file of 640x360 at 24 fps with one face, decoded too, and the core hours of an hour of it."""
     import cv2
-    from predict_live_stream import analyse
 
     import utils
 
@@ -168,7 +165,7 @@ def compare_files(frames, detector, net, rounds=5, seconds=10):
         writer.release()
         both = [
             (
-                core_seconds(analyse(utils.Video(path, rate=10.0), detector, net)),
+                core_seconds(utils.analyse(utils.Video(path, rate=10.0), detector, net)),
                 core_seconds(analyse_every_frame(utils.Video(path), detector, net)),
             )
             for _ in range(rounds)
@@ -234,15 +231,13 @@ def camera(frames, fps=30):
 
 def measure_camera(frames, detector, net, seconds=20.0):
     """Return which share of a core the stream of a camera of 30 fps takes, without the camera's own work."""
-    from predict_live_stream import analyse
-
     import utils
 
     def work():
         return time.process_time() - server.spent
 
     with camera(frames) as (address, server):
-        stream = analyse(utils.Video(address, rate=10.0), detector, net)
+        stream = utils.analyse(utils.Video(address, rate=10.0), detector, net)
         next(stream)
         began, used, now = time.monotonic(), work(), 0.0
         while now < seconds:

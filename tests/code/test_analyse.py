@@ -33,7 +33,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def clip_answers(net):
-    return answers(live_stream.analyse(utils.Video(utils.CLIP, rate=10.0), utils.FaceDetector(), net))
+    return answers(utils.analyse(utils.Video(utils.CLIP, rate=10.0), utils.FaceDetector(), net))
 
 
 @needs_yunet
@@ -43,7 +43,7 @@ def test_ten_frames_a_second_coarse_to_fine_say_what_every_frame_at_full_size_sa
         pytest.skip(f"{path} is not there: see data/README.md")
     detector = utils.FaceDetector()
     simple = answers(analyse_every_frame(utils.Video(path), detector, net))
-    ours = answers(live_stream.analyse(utils.Video(path, rate=10.0), detector, net))
+    ours = answers(utils.analyse(utils.Video(path, rate=10.0), detector, net))
     assert agree(simple, ours) >= 19
     off, same_ids = [], 0
     for reference, faces in zip(simple, ours, strict=True):
@@ -63,15 +63,15 @@ def test_the_clip_in_other_light_gives_its_answers(gain, offset, net, clip_answe
         (seconds, np.clip(frame * gain + offset, 0, 255).astype(np.uint8))
         for seconds, frame in utils.Video(utils.CLIP, rate=10.0)
     )
-    assert agree(clip_answers, answers(live_stream.analyse(lit, utils.FaceDetector(), net))) >= 18
+    assert agree(clip_answers, answers(utils.analyse(lit, utils.FaceDetector(), net))) >= 18
 
 
 @needs_yunet
 def test_frames_between_carry_the_last_faces(net, astronaut):
     stream = [(i / 30, astronaut) for i in range(10)]
-    faces = [faces for _, _, faces in live_stream.analyse(stream, utils.FaceDetector(), net)]
+    faces = [faces for _, _, faces in utils.analyse(stream, utils.FaceDetector(), net)]
     assert [faces[i] is faces[i - 1] for i in range(1, 10)] == [i % 3 > 0 for i in range(1, 10)]
-    every = [faces for _, _, faces in live_stream.analyse(stream, utils.FaceDetector(), net, rate=0)]
+    every = [faces for _, _, faces in utils.analyse(stream, utils.FaceDetector(), net, rate=0)]
     assert len({id(faces) for faces in every}) == 10
 
 
@@ -95,7 +95,7 @@ def test_the_answer_stays_with_one_of_two_people_of_like_size(net, astronaut, ho
     ends = set()
     for sides in ((150, 240), (240, 150)):
         stream = [(i / 10, frame(*sides)) for i, sides in enumerate(leaning + [sides] * 5 + leaning[:10])]
-        first = [faces[0][0] for _, _, faces in live_stream.analyse(stream, detector, net)]
+        first = [faces[0][0] for _, _, faces in utils.analyse(stream, detector, net)]
         assert set(first[:40]) == {1} and len(set(first[45:])) == 1
         ends.add(first[-1])
     assert ends == {1, 2}

@@ -391,7 +391,7 @@ def test_ctrl_c_leaves_nothing(server, files_in, tmp_path):
     unmute = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731 (a job in the background ignores Ctrl-C)
     process = subprocess.Popen([sys.executable, SCRIPT, *flags], stderr=subprocess.PIPE, text=True, preexec_fn=unmute)
     try:
-        while not files_in() and process.poll() is None:  # until the half file is there
+        while not any(name.endswith("/download") for name in files_in()) and process.poll() is None:  # the half file
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         assert process.communicate()[1].endswith("interrupted\n")
@@ -425,13 +425,15 @@ def test_mnist_stands_in_for_kaggles_digits(get_digits, capsys):
     assert "kaggle.com" in capsys.readouterr().out
 
 
-def test_digits_that_are_there_are_left_alone(get_digits, server, tmp_path):
+def test_digits_that_are_there_are_left_alone(get_digits, server, capsys, tmp_path):
+    """Also where one of the two files is missing."""
     (tmp_path / "digits").mkdir()
-    for name in DIGIT_FILES:
+    for name in ("train.csv", "test.csv"):
         (tmp_path / "digits" / name).write_text("Kaggle's own")
-    get_digits()
+        assert {path.read_text() for path in get_digits().iterdir()} == {"Kaggle's own"}
+        told = capsys.readouterr()
+        assert ("train.csv is there without the other" in told.err) == (name == "train.csv")
     assert "/mnist.npz" not in server.requests
-    assert (tmp_path / "digits" / "train.csv").read_text() == "Kaggle's own"
 
 
 @pytest.mark.parametrize("answer", [None, Answer(MNIST[:-9] + b"otherwise"), Answer(MNIST, length=len(MNIST) + 9)])

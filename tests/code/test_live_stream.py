@@ -199,7 +199,9 @@ def virtual_screen():
     server = subprocess.Popen(
         ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24"], pass_fds=[write], stderr=subprocess.DEVNULL
     )
+    os.close(write)
     display = ":" + os.read(read, 10).decode().strip()
+    assert display != ":", "Xvfb did not start"
     yield display
     server.terminate()
     server.wait()
@@ -225,6 +227,14 @@ def test_what_is_read_is_never_overwritten(run_script, write_video, tmp_path, fl
         link(video, output)
     assert_one_clear_line(run_script(SCRIPT, "--source", video, flag, output), output.name, "another name")
     assert video.read_bytes() == output.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["file://{}", "FILE://{}", " {} "])
+def test_what_is_read_is_known_in_every_form_that_is_read(write_video, form):
+    video = write_video(numbered_frames(5))
+    assert len(list(utils.Video(form.format(video)))) == 5
+    with pytest.raises(utils.InputError, match="video.mp4 would be overwritten"):
+        utils.check_output(video, ".mp4", [form.format(video)])
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(run_script, write_video, tmp_path):
@@ -334,17 +344,20 @@ def test_pictures_of_another_shape_are_in_the_recording(tmp_path):
     assert frames[9][:, :20].mean() == pytest.approx(200, abs=10)  # a quarter as wide, at the left
 
 
-def test_a_camera_is_answered_for_once_in_every_second_of_the_clock():
-    with serve_mjpeg(numbered_frames(25) * 10, seconds_per_frame=0.03) as (url, _):
-        command = [sys.executable, utils.ROOT / "scripts" / SCRIPT, "--source", url]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        try:
-            answers = (line for line in process.stdout if " : " in line)
-            seconds = [int(next(answers)[6:8]) for _ in range(6)]
-        finally:
-            process.kill()
-            process.communicate()
-    assert [(later - sooner) % 60 for sooner, later in zip(seconds, seconds[1:], strict=False)] == [1] * 5
+def test_a_camera_is_answered_for_once_in_every_second_of_the_clock(astronaut, capsys):
+    """It is opened in the middle of a second, and gives ten frames a second for six seconds."""
+
+    class Camera:
+        is_live, fps, opened = True, 10.0, 1_000_000_000.55
+
+        def __iter__(self):
+            return ((i / 10, astronaut) for i in range(60))
+
+    live_stream.run(Camera(), 1.0, 10.0, 0.5, False, False, "", "", utils.EmotionNet())
+    answers = [line for line in capsys.readouterr().out.splitlines() if " : " in line]
+    seconds = [int(line[6:8]) for line in answers]
+    assert len(answers) >= 6
+    assert {(later - sooner) % 60 for sooner, later in zip(seconds, seconds[1:], strict=False)} == {1}
 
 
 @needs_yunet

@@ -113,10 +113,12 @@ def test_a_shorter_set_leaves_nothing_of_a_longer_one(run_script, write_video, a
     (folder / "image20.png").write_bytes(b"old")
     (folder / "input_video.mp4").write_bytes(b"not an image")
     (folder / "image_of_my_cat.png").write_bytes(b"not ours")
+    (folder / "image1234.png").write_bytes(b"not ours")  # as a camera names its pictures
     frames = [cv2.resize(astronaut, (320, 320))] * 196  # 19.6 s
     assert run_script(SCRIPT, "--source", write_video(frames, fps=10), "--output", folder).returncode == 0
-    assert (folder / "image_of_my_cat.png").read_bytes() == b"not ours"
-    (folder / "image_of_my_cat.png").unlink()
+    for name in ("image_of_my_cat.png", "image1234.png"):
+        assert (folder / name).read_bytes() == b"not ours"
+        (folder / name).unlink()
     assert len(read_images(folder)[0]) == 20
     assert (folder / "input_video.mp4").read_bytes() == b"not an image"
 

@@ -91,7 +91,7 @@ def test_what_is_no_file_is_never_replaced(tmp_path, run_script, write_video):
 
 
 def leftovers(folder):
-    return [path.name for path in folder.rglob("*") if path.name.startswith(".")]
+    return [path.name for path in folder.rglob(".*") if not path.parent.name.startswith(".")]
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
@@ -220,7 +220,19 @@ def test_pictures_are_not_drawn_into_a_folder_that_another_process_fills(run_scr
     with utils.locked(tmp_path / "out"):
         process = run_script("predict.py", "--image", "me.png", "--output", "out")
         assert_one_clear_line(process, "out is in use by another process")
-        assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_a_file_of_the_name_of_a_lock_is_left_alone(tmp_path):
+    """It is somebody's own, if there is something in it."""
+    for folder, content in (("empty", ""), ("full", "mine")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / ".lock").write_text(content)
+        with utils.locked(tmp_path / folder), pytest.raises(utils.InputError, match="in use by another process"):
+            with utils.locked(tmp_path / folder):
+                pass
+        left = [path.read_text() for path in (tmp_path / folder).iterdir()]
+        assert left == ([content] if content else [])
 
 
 def test_a_full_disk_leaves_the_old_recording(run_script, write_video, mount):
