@@ -96,10 +96,10 @@ def check_arguments(epochs, batch_size, patience, limit, seed, precision):
     if epochs < 0 or limit < 0 or batch_size < 1 or patience < 1 or not 0 <= seed < 2**32:
         raise utils.InputError(
             f"epochs is {epochs}, limit {limit}, batch_size {batch_size}, patience {patience}, seed {seed}; "
-            "expected batch_size and patience of 1 or more, and the others of 0 or more"
+            "expected batch_size and patience of 1 or more, the others of 0 or more, and a seed below 2**32"
         )
-    if precision not in ("", "float32", "mixed_bfloat16", "mixed_float16"):
-        raise utils.InputError(f"precision is {precision!r}; expected float32, mixed_bfloat16 or mixed_float16")
+    if precision not in ("", "float32", "mixed_bfloat16"):
+        raise utils.InputError(f"precision is {precision!r}; expected float32 or mixed_bfloat16")
 
 
 def load_parts(data, limit, seed, fraction=0.1):
@@ -530,7 +530,7 @@ class State:
     """What a run knows after an epoch: weights, the optimiser's variables, the targets, the best weights, and the log.
 
     It is one file, written whole, and the file of the epoch before is kept: a run that is stopped at any moment goes on
-    from the newest that reads. The best weights are also in weights.npz, which is all that has to be carried home.
+    from the newest that reads. The best weights are also in weights.npz.
 
     Args:
         run: Path of the run's folder.
@@ -546,6 +546,10 @@ class State:
                         self.log, self.arrays = log, {name: arrays[name] for name in arrays.files}
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
                 pass  # the run was killed while this one was written; the other one is whole
+
+    def losses(self, recipe):
+        """Return the validation losses of the epochs with whole faces."""
+        return [row["val_loss"] for row in self.log[recipe.small_epochs :]]
 
     @property
     def best(self):
@@ -593,16 +597,21 @@ class State:
 DIGITS = 5  # of the figures in the log
 
 
+def is_over(losses, patience):
+    """Whether the last `patience` of the validation losses of whole faces bring none that is lower than before."""
+    return bool(losses) and len(losses) - 1 - int(np.argmin(losses)) >= patience
+
+
 class Epochs(keras.callbacks.Callback):
-    """Prepares each epoch, and keeps its state.
+    """Prepares each epoch, keeps its state, and stops the training early.
 
     A resumed run sees the same batches and dropout as one that was not stopped: both are seeded by the epoch. It comes
     before SwapEMAWeights, so that the weights that were validated, the averaged ones, are there when a test ends.
     """
 
-    def __init__(self, state, batches):
+    def __init__(self, state, batches, patience):
         super().__init__()
-        self.state, self.batches = state, batches
+        self.state, self.batches, self.patience = state, batches, patience
 
     def on_epoch_begin(self, epoch, logs=None):
         self.start = time.perf_counter()
@@ -618,6 +627,11 @@ class Epochs(keras.callbacks.Callback):
         self.validated = self.model.get_weights()
 
     def on_epoch_end(self, epoch, logs):
+        if not np.isfinite([logs["loss"], logs["val_loss"]]).all():
+            raise utils.InputError(
+                f"the training diverged in epoch {epoch + 1}: the same command with --precision float32 goes on from "
+                "the epoch before"
+            )
         recipe = self.batches.recipe
         row = {
             "epoch": epoch + 1,
@@ -626,9 +640,10 @@ class Epochs(keras.callbacks.Callback):
         }
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(self.seconds, 2)
-        earlier = [other["val_loss"] for other in self.state.log[recipe.small_epochs :]]
-        is_best = epoch >= recipe.small_epochs and not min(earlier, default=np.inf) <= row["val_loss"]
         self.state.log.append(row)
+        losses = self.state.losses(recipe)
+        is_best = bool(losses) and int(np.argmin(losses)) == len(losses) - 1
+        self.model.stop_training = is_over(losses, self.patience)
         if recipe.adapts_after(epoch):
             self.batches.adapt(self.model, self.validated)
         self.state.save(self.model, self.batches, self.validated if is_best else None)
@@ -639,22 +654,6 @@ class Epochs(keras.callbacks.Callback):
             f"{row['val_accuracy']:.1%}; {self.seconds:.0f} s, about {left // 60} h {left % 60:02d} min left",
             flush=True,
         )
-
-
-class EarlyStopping(keras.callbacks.EarlyStopping):
-    """Keras' own, but a run that goes on counts its patience from the losses in the log, as if it had never stopped."""
-
-    def __init__(self, past_losses, patience, start_from_epoch):
-        super().__init__(patience=patience, start_from_epoch=start_from_epoch)
-        self.past_losses = past_losses
-
-    def on_train_begin(self, logs=None):
-        super().on_train_begin(logs)
-        for epoch, loss in enumerate(self.past_losses):
-            self.on_epoch_end(epoch, {"val_loss": loss})
-
-    def on_epoch_end(self, epoch, logs):
-        super().on_epoch_end(epoch, {"val_loss": round(logs["val_loss"], DIGITS)})  # as the log has it
 
 
 def compile_model(model, recipe, steps):
@@ -692,6 +691,33 @@ def fast_precision():
     return "mixed_bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
 
 
+def keep_precision(run, asked):
+    """Return the precision of a run: what is asked for, or what it had before it was stopped, or what is fast here."""
+    file = run / "precision"
+    precision = asked or (file.read_text() if file.is_file() else fast_precision())
+    if is_first():
+        with utils.replacing(file) as path:
+            path.write_text(precision)
+    return precision
+
+
+def is_unsaved(run, arguments, log):
+    """Whether a run with these arguments has ended, perhaps on another machine, and the results hold no such log.
+
+    Args:
+        run: Path of the folder of the run.
+        arguments: as for `start_run`.
+        log: Path of the log in the results.
+    """
+    try:
+        started = json.loads((run / "arguments.json").read_text())
+    except (OSError, ValueError):
+        return False
+    if started != arguments or not (run / "finished").is_file():
+        return False
+    return not log.is_file() or log.read_bytes() != (run / "log.csv").read_bytes()
+
+
 @together()
 def start_run(run, arguments, again=False):
     """Make the folder of a run, or check that the run which is there was started with the same arguments.
@@ -699,14 +725,11 @@ def start_run(run, arguments, again=False):
     Args:
         run: Path of the folder.
         arguments: dictionary of all that the run depends on.
-        again: whether a finished run is removed first.
+        again: whether a finished run with the same arguments is removed first.
 
     Raises:
         InputError: it was started with others.
     """
-    if again and is_first() and (run / "finished").is_file():
-        shutil.rmtree(run)
-    agree(json.dumps(arguments))
     file = run / "arguments.json"
     try:
         started = json.loads(file.read_text())
@@ -719,6 +742,9 @@ def start_run(run, arguments, again=False):
         raise utils.InputError(
             f"{run} holds a run with another {', '.join(changed)}: give --run another folder, or delete this one"
         )
+    if again and is_first() and (run / "finished").is_file():
+        shutil.rmtree(run)
+    agree(json.dumps(arguments))  # which the other processes do not pass before the folder is gone
     if is_first():
         with utils.replacing(file) as path:
             path.write_text(json.dumps(arguments, indent=2) + "\n")
@@ -748,23 +774,20 @@ def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
         batches = FaceBatches(*faces, recipe, batch_size, seed)
         compile_model(model, recipe, len(batches))
         for end in (recipe.small_epochs, recipe.epochs):  # TensorFlow wants faces of one size in a call of fit
-            losses = [row["val_loss"] for row in state.log]
-            later = losses[recipe.small_epochs :]
-            if len(losses) >= end or (later and len(later) - 1 - int(np.argmin(later)) >= patience):
+            if len(state.log) >= end or is_over(state.losses(recipe), patience):
                 continue
             state.restore(model, batches)
-            callbacks = [Epochs(state, batches)]
+            callbacks = [Epochs(state, batches, patience)]
             if model.optimizer.use_ema:
                 callbacks.append(keras.callbacks.SwapEMAWeights())
-            callbacks.append(EarlyStopping(losses, patience, recipe.small_epochs))
             # Keras' callback writes with both of them, whatever the backend is; without them there are no such files.
             if is_first() and all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard")):
                 callbacks.append(keras.callbacks.TensorBoard(run / "tensorboard", write_graph=False))
-            batches.start_epoch(len(losses))
+            batches.start_epoch(len(state.log))
             model.fit(
                 batches,
                 validation_data=HeldOut(*held_out, batches),
-                initial_epoch=len(losses),
+                initial_epoch=len(state.log),
                 epochs=end,
                 shuffle=False,  # the batches are shuffled by epoch, so that a resumed run sees the same order
                 callbacks=callbacks,
@@ -814,7 +837,7 @@ def scores(probabilities, labels):
         InputError: some of them are NaN.
     """
     if not np.isfinite(probabilities).all():
-        raise utils.InputError("the network answers with NaN, since its training diverged: try --precision float32")
+        raise utils.InputError("the network answers with NaN: its training diverged")
     right = np.maximum(probabilities[np.arange(len(labels)), labels].astype(np.float64), 1e-12)
     return round(float((probabilities.argmax(axis=1) == labels).mean()), 4), round(float(-np.log(right).mean()), 4)
 

@@ -124,7 +124,7 @@ QUESTIONS = {
     "residual": "Are shortcuts and strides better than max pooling?",
     "regularised": "Do mixup, erasing and a moving average of the weights help?",
     "smoothed": "Many labels are doubtful. Does it help to smooth them?",
-    "pooled": "How far does the best of these go, somewhat wider and with time?",
+    "pooled": "How far does a wider network go with all of this, and with time?",
     "adapted": "Labels that the network comes to doubt: does it help to correct them while it learns?",
 }
 
@@ -161,15 +161,14 @@ def plot_run(log, figures, recipe):
 
 
 WHY = """\
-- Every stage has two or three 3x3 convolutions, since two of them see as much as one of 5x5, and learn more for the
-  same price (Simonyan and Zisserman 2015, arXiv:1409.1556).
+- Every stage has two or three 3x3 convolutions. Two of them see as much as one of 5x5, with 18 weights in place of 25,
+  and a nonlinearity more (Simonyan and Zisserman 2015, arXiv:1409.1556).
 - The first stage keeps the full resolution: an eyebrow is three pixels high, and an early stride would lose it.
-- Where the resolution halves the width doubles, so that every stage costs about the same, and most of the parameters
-  are where the maps are small and cheap.
+- The width grows where the resolution halves. So most of the parameters are where the maps are small.
 - Max pooling halves the resolution. Ten convolutions with batch norm learn without shortcuts.
 - Batch norm after every convolution allows the high learning rate with which stochastic gradient descent generalises.
-- The head averages over the map and has one weight per feature and emotion: little in it could overfit, and dropout is
-  all it needs. It is a 1x1 convolution, which OpenCV reads as Keras wrote it.
+- The head averages over the map and has one weight per feature and emotion, with dropout before it: little in it could
+  overfit. It is a 1x1 convolution, which OpenCV reads as Keras wrote it.
 - Two people often disagree about a face of FER2013. Late in the run the labels move a part of the way towards what the
   averaged weights say (Huang et al. 2020, arXiv:2002.10319), and the network does not learn wrong ones by heart.
 - No layer is there that OpenCV's dnn cannot run exactly: the live stream starts without TensorFlow.
@@ -189,11 +188,14 @@ def save_results(folder, run, model, row, log):
     with utils.replacing(folder / "logs" / f"{row['iteration']}.csv") as path:
         shutil.copy(run / "log.csv", path)
     table = folder / "iterations.csv"
-    rows = [other for other in training.read_rows(table) if other["iteration"] != row["iteration"]] + [row]
-    training.write_rows(table, sorted(rows, key=lambda other: list(ITERATIONS).index(other["iteration"])))
+    rows = {other["iteration"]: other for other in [*training.read_rows(table), row]}
+    training.write_rows(table, [rows[name] for name in ITERATIONS if name in rows])
     if any(other["iteration"] == SHIPPED for other in training.read_rows(table)):
         model = model if shipped else utils.load_model(folder / utils.MODEL.name)
-        told = "THE ITERATIONS", "Each was trained from random weights. What differs from the plain one is in brackets."
+        told = (
+            "THE ITERATIONS",
+            "Each began from random weights. In brackets: what differs from a plain one of 20 epochs.",
+        )
         text = training.architecture_text(WHY, *told, training.read_rows(table), PLAIN, QUESTIONS, model)
         with utils.replacing(folder / "my_own_model_architecture.txt") as path:
             path.write_text(text, encoding="utf-8")
@@ -225,19 +227,22 @@ def parse_args(argv=None):
         "--precision",
         type=str,
         default="",
-        help="of the arithmetic while training, float32 or mixed_bfloat16; empty for the faster of the two here",
+        help="arithmetic in training, float32 or mixed_bfloat16; empty for the faster one here",
     )
     parser.add_argument(
         "--limit", type=int, default=0, help="use this many training images only; 0 for all (default: %(default)s)"
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, the weights and the augmentation (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed of the split, the weights and the augmentation (default: %(default)s)",
     )
     parser.add_argument(
         "--again",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="train although the results hold this very run (default: %(default)s)",
+        help="train even if the results hold this run already (default: %(default)s)",
     )
     parser.add_argument("--data", type=str, default="", help="folder with FER2013; empty for data")
     parser.add_argument(
@@ -274,20 +279,18 @@ def main(
     run_folder = utils.output_folder(run, utils.RUNS / iteration)
     arguments = asdict(recipe) | {"batch_size": batch_size, "patience": patience, "limit": limit, "seed": seed}
     rows = training.read_rows(folder / "iterations.csv")
-    recorded = not again and training.is_recorded(rows, {"iteration": iteration} | arguments)
-    logs = run_folder / "log.csv", folder / "logs" / f"{iteration}.csv"
-    if (run_folder / "finished").is_file() and (not logs[1].is_file() or logs[0].read_bytes() != logs[1].read_bytes()):
-        recorded = False  # a run that was finished elsewhere is saved here
+    unsaved = training.is_unsaved(run_folder, arguments, folder / "logs" / f"{iteration}.csv")
+    recorded = not (again or unsaved) and training.is_recorded(rows, {"iteration": iteration} | arguments)
     if recorded:
         print(f"{utils.show_path(folder)} holds this run of {iteration}; --again trains it anew")
 
     if not recorded:
         faces, held_out = training.load_parts(data, limit, seed)
         training.distribute(batch_size)
-        training.start_run(run_folder, arguments, again)
+        training.start_run(run_folder, arguments, again and not unsaved)
         if not (run_folder / "finished").is_file():
             keras.utils.set_random_seed(seed)
-            keras.config.set_dtype_policy(precision or training.fast_precision())
+            keras.config.set_dtype_policy(training.keep_precision(run_folder, precision))
             network = build_model(recipe.architecture, side=None)
             keras.config.set_dtype_policy("float32")
             training.train(run_folder, network, recipe, faces, held_out, batch_size, seed, patience)

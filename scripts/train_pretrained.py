@@ -164,7 +164,7 @@ def parse_args(argv=None):
         "--again",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="train although the results hold these very stages (default: %(default)s)",
+        help="train even if the results hold these stages already (default: %(default)s)",
     )
     parser.add_argument("--data", type=str, default="", help="folder with FER2013; empty for data")
     parser.add_argument(
@@ -196,26 +196,29 @@ def main(
     given = {"batch_size": batch_size, "patience": patience, "limit": limit, "seed": seed}
     arguments = {stage: {"stage": stage} | asdict(recipe) | given for stage, recipe in recipes.items()}
     table = training.read_rows(folder / "pre_trained_stages.csv")
-    recorded = not again and all(training.is_recorded(table, wanted) for wanted in arguments.values())
+    start = {"weights": Path(weights).name}
+    asked = {} if weights == "imagenet" else start  # recorded stages are read although they began from a file
+    unsaved = training.is_unsaved(run_folder / "all", arguments["all"] | start, folder / "logs" / "pre_trained_all.csv")
+    recorded = not (again or unsaved) and all(training.is_recorded(table, row | asked) for row in arguments.values())
     if recorded:
         print(f"{utils.show_path(folder)} holds these stages; --again trains them anew")
-    arguments = {stage: wanted | {"weights": Path(weights).name} for stage, wanted in arguments.items()}
+    arguments = {stage: row | start for stage, row in arguments.items()}
 
     if not recorded:
         faces, held_out = training.load_parts(data, limit, seed)
-        if again and (run_folder / "all" / "finished").is_file():
-            shutil.rmtree(run_folder)
-        is_begun = (run_folder / "head" / "finished").is_file()
+        anew = again and not unsaved and (run_folder / "all" / "finished").is_file()
+        is_begun = not anew and (run_folder / "head" / "finished").is_file()
         keras.utils.set_random_seed(seed)
-        keras.config.set_dtype_policy(precision or training.fast_precision())
+        keras.config.set_dtype_policy(training.keep_precision(run_folder, precision))
         network = build_model(None if is_begun else weights)
         keras.config.set_dtype_policy("float32")
         if not is_begun:
             give_statistics(network, training.plain_faces(faces[0][:128]))
+        for stage in reversed(recipes):  # the last one first: without it the others are not trained anew twice
+            training.start_run(run_folder / stage, arguments[stage], anew)
         stage_folder = None
         for stage, recipe in recipes.items():
             before, stage_folder = stage_folder, run_folder / stage
-            training.start_run(stage_folder, arguments[stage])
             if not (stage_folder / "finished").is_file():
                 print(f"stage {stage}", flush=True)
                 if before:

@@ -91,11 +91,14 @@ def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
     shutil.copytree(tmp_path / "run", tmp_path / "carried")  # as from another machine, where it took other seconds
     log["seconds"] += 7
     log.to_csv(tmp_path / "carried" / "log.csv", index=False)
-    carried = train("--epochs", 2, "--iteration", "plain", run="carried")
+    carried = train(
+        "--epochs", 2, "--iteration", "plain", "--again", run="carried"
+    )  # it is saved before it is repeated
     assert carried.returncode == 0 and "epoch 1:" not in carried.stdout and "results are in" in carried.stdout
     assert pd.read_csv(tmp_path / "model" / "logs" / "plain.csv").equals(log)
-    other = train("--epochs", 1, "--iteration", "plain")
+    other = train("--epochs", 1, "--iteration", "plain", "--again")
     assert_one_clear_line(other, "another epochs", "--run")
+    assert len(pd.read_csv(tmp_path / "run" / "log.csv")) == 2  # it is another run, and is not removed
     rows = pd.read_csv(tmp_path / "model" / "iterations.csv")
     assert rows["iteration"].tolist() == ["plain"]
 

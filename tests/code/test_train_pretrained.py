@@ -166,9 +166,20 @@ def test_the_head_alone_learns_first(trained, weights, pretrained_module):
 
 
 def test_a_recorded_run_is_not_repeated(trained, small_run, pretrained_module, capsys):
-    pretrained_module.main(**vars(pretrained_module.parse_args(list(map(str, small_run[1])))))
-    printed = capsys.readouterr().out
+    """Nor is one that has ended and was not saved yet, though it is asked for again: it is saved."""
+
+    def run(*more):
+        arguments = [*map(str, small_run[1]), *more]
+        pretrained_module.main(**vars(pretrained_module.parse_args(arguments)))
+        return capsys.readouterr().out
+
+    printed = run()
     assert "holds these stages" in printed and "min left" not in printed
+    (trained[0] / "model" / "logs" / "pre_trained_all.csv").unlink()
+    printed = run("--again")
+    assert "results are in" in printed and "min left" not in printed
+    with pytest.raises(utils.InputError, match="another weights"):
+        run("--weights", str(trained[0] / "other.weights.h5"))
 
 
 def test_statistics_change_nothing_that_the_network_says(pretrained_module, weights):
@@ -205,7 +216,7 @@ def test_a_failed_download_is_one_clear_line(run_script, small_fer2013, tmp_path
     folders = ["--data", small_fer2013, "--run", tmp_path / "run", "--output", tmp_path / "model"]
     process = run_script("train_pretrained.py", *folders, **no_network)
     assert_one_clear_line(process, "could not download", "--weights")
-    assert not (tmp_path / "run").exists() and not (tmp_path / "model").exists()
+    assert not list((tmp_path / "run").glob("*/*")) and not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize("flag, value", [("--epochs", -1), ("--batch-size", 0), ("--patience", 0), ("--seed", -1)])

@@ -121,12 +121,63 @@ def test_the_same_seed_trains_the_same_and_early_stopping_counts_from_the_log(fa
     assert len(logs[0]["epoch"]) == 5  # two small ones, which do not count, the best, and two without a better
     before = (tmp_path / "first" / "log.csv").read_bytes()
     training.train(tmp_path / "first", small_network(norm=False), recipe, faces, faces, 4, seed=3, patience=2)
-    assert (
-        tmp_path / "first" / "log.csv"
-    ).read_bytes() == before  # which is not forgotten when the run is called again
+    assert (tmp_path / "first" / "log.csv").read_bytes() == before  # it has ended, and does not go on
 
     with pytest.raises(utils.InputError, match="another seed"):
         training.start_run(tmp_path / "first", {"seed": 4})
+
+
+def test_a_run_that_goes_on_counts_its_patience_from_before_it_was_stopped(faces, tmp_path, monkeypatch):
+    """Nothing gets better with a learning rate of 0: the best epoch, after which it is stopped, and two more."""
+    recipe = replace(RECIPE, epochs=6, small_share=0.0, learning_rate=0.0)
+    save = training.State.save
+
+    def save_and_stop(state, *arguments):
+        save(state, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.State, "save", save_and_stop)
+        training.train(tmp_path, small_network(norm=False), recipe, faces, faces, 4, seed=3, patience=2)
+    assert training.read_log(tmp_path / "log.csv")["epoch"] == [1]
+    training.train(tmp_path, small_network(norm=False), recipe, faces, faces, 4, seed=3, patience=2)
+    assert training.read_log(tmp_path / "log.csv")["epoch"] == [1, 2, 3]
+
+
+def test_the_best_weights_are_kept_and_not_the_last(faces, tmp_path):
+    """A network that learns to tell dark faces from light ones gets worse where the labels are the other way round."""
+    recipe = training.Recipe(epochs=6, small_share=0.0, learning_rate=0.2)
+    labels = np.arange(20) % 2
+    faces = np.where(labels[:, None, None], faces[0] // 4, 255 - faces[0] // 4), labels
+    others = faces[0], 1 - labels
+    training.train(tmp_path, small_network(norm=False), recipe, faces, others, 4, seed=0, patience=9)
+    losses = training.read_log(tmp_path / "log.csv")["val_loss"]
+    assert len(losses) == 6 and min(losses) < losses[-1] - 0.1
+    network = small_network(norm=False)
+    training.load_weights(network, tmp_path)
+    assert training.scores(training.predict(network, others[0]), others[1])[1] == pytest.approx(min(losses), abs=2e-3)
+
+
+def test_a_training_that_diverges_keeps_what_it_had(faces, tmp_path):
+    """It goes on from there when it is started again."""
+    recipe = training.Recipe(epochs=3, small_share=0.0)
+
+    def train(learning_rate, patience=9):
+        network = small_network(norm=False)
+        training.train(
+            tmp_path, network, replace(recipe, learning_rate=learning_rate), faces, faces, 4, seed=0, patience=patience
+        )
+
+    with pytest.raises(utils.InputError, match="diverged in epoch 1: .*--precision float32"):
+        train(1e38)
+    assert not (tmp_path / "log.csv").exists()
+    train(0.0, patience=1)  # which ends after two epochs
+    before = (tmp_path / "weights.npz").read_bytes(), (tmp_path / "log.csv").read_bytes()
+    with pytest.raises(utils.InputError, match="diverged in epoch 3"):
+        train(1e38)
+    assert ((tmp_path / "weights.npz").read_bytes(), (tmp_path / "log.csv").read_bytes()) == before
+    train(0.0)
+    assert training.read_log(tmp_path / "log.csv")["epoch"] == [1, 2, 3]
 
 
 def test_the_weights_that_are_kept_are_those_that_were_validated(faces, tmp_path):
