@@ -82,11 +82,7 @@ def tell_emotions(paths, output, model):
     outputs = name_outputs(pictures, output) if output else [None] * len(pictures)
     net = utils.EmotionNet(f"{os.path.splitext(model)[0]}.tflite" if model else None)
     detector, failures = utils.FaceDetector(), {}
-    if detector.name == "Haar":
-        print(
-            "YuNet is missing (scripts/get_data.py --only-detector gets it): using OpenCV's Haar cascade.",
-            file=sys.stderr,
-        )
+    utils.tell_of_haar()
     with utils.locked(output) if output else nullcontext():
         for path, target in zip(pictures, outputs, strict=True):
             try:

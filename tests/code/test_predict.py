@@ -51,6 +51,7 @@ def test_the_model_passes_the_bar_on_a_thousand_faces(run_script, reported, tmp_
 def test_the_model_is_the_one_that_was_reported(run_script, reported):
     process = run_script("predict.py")
     assert process.stdout == f"Accuracy on test set: {reported:.0%}\n", process.stderr
+    assert reported > 0.7  # which the course asks for
 
 
 def test_the_readme_shows_the_figures_that_the_runs_wrote():
@@ -65,7 +66,8 @@ def test_the_readme_shows_the_figures_that_the_runs_wrote():
     first_screen = " ".join(readme.split("## ")[0].split())
     assert f"right on {whole['value']:.1%} of {whole['images']:,} test faces" in first_screen
     assert f" | {evaluation['calibration error']:.1%} |" in table
-    assert f" | {benchmark['first answer s']:.2f} s; {benchmark['median ms a frame']:.1f} ms; " in table
+    assert f" | {benchmark['first answer s']:.2f} s |" in table
+    assert f" | {benchmark['median ms a frame']:.1f} ms |" in table
 
 
 def test_the_readme_shows_the_times_that_were_measured():
