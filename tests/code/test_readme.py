@@ -93,7 +93,6 @@ SHORT = {
         (PAIR, "2 devices in 2 processes(?s:.*)epoch 1:"),
     ),
     "make .venv/jax": ("make --dry-run .venv/jax", "requirements-jax.txt|up to date"),
-    "python scripts/train.py": (BACK, ""),
     # Windows: the same scripts, with the other kind of slash.
     r".venv\Scripts\python scripts\get_data.py --only-detector": (
         f"python scripts/get_data.py {NO_DOWNLOAD}",

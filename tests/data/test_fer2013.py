@@ -40,6 +40,13 @@ def test_a_second_load_reads_the_cache_and_no_csv(monkeypatch):
     assert (again[0] == images).all() and (again[1] == labels).all()
 
 
+def test_the_readme_tells_how_large_the_training_faces_are():
+    utils.load_fer2013("train")
+    size = f"({(utils.DATA / 'cache' / 'train.npz').stat().st_size / 1e6:.0f} MB)"
+    assert size in (utils.ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    assert f"One file of {size[1:-1]} holds the faces" in (utils.ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_no_twin_is_in_training_and_validation():
     images, labels = utils.load_fer2013("train")
     train, validation = utils.split_validation(images, labels)
