@@ -234,10 +234,11 @@ def get_fer2013(archive, sources, folder, timeout):
             add_downloads(sources, folder, timeout)
     problems = find_problems(folder)
     if "train" in problems:
-        raise utils.InputError(
-            f"{folder}: {utils.shorten(problems['train'], 120)}; get the zip in a browser ({KAGGLE}) and give it with "
-            "--archive"
-        )
+        there = utils.find_fer2013("train", folder)
+        advice = f"get the zip in a browser ({KAGGLE}) and give it with --archive"
+        if archive and there:  # the archive's own files were checked
+            advice = f"delete {there.name}, which is read first"
+        raise utils.InputError(f"{folder}: {utils.shorten(problems['train'], 120)}; {advice}")
     if problems:
         print(
             f"note: {folder}: {problems['test']}; so scripts/predict.py cannot compute the accuracy. "

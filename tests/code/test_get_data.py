@@ -348,6 +348,17 @@ def test_a_wrong_archive_does_not_touch_what_is_there(get_data, pack, rows, file
     assert files_in() == {"icml_face_data.csv", DETECTOR}
 
 
+def test_a_broken_file_that_an_archive_does_not_replace_is_named(get_data, rows, tmp_path):
+    archive = tmp_path / "downloads" / "fer2013.tar.gz"
+    write_layout(rows, archive.parent, "original")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.csv").write_text("emotion,pixels\n")
+    with pytest.raises(utils.InputError, match="; delete train.csv, which is read first"):
+        get_data("--archive", archive)
+    (tmp_path / "data" / "train.csv").unlink()
+    get_data("--archive", archive)
+
+
 def test_a_broken_file_in_the_folder_is_replaced(get_data, server, pack, rows, tmp_path):
     server.answers["/first.zip"] = Answer(pack(rows))
     get_data()
