@@ -85,6 +85,7 @@ class Recipe:
 
 
 SMALL_SIDE = 32
+PRECISIONS = "float32", "mixed_bfloat16"
 
 
 def check_arguments(epochs, batch_size, patience, limit, seed, precision):
@@ -98,7 +99,7 @@ def check_arguments(epochs, batch_size, patience, limit, seed, precision):
             f"epochs is {epochs}, limit {limit}, batch_size {batch_size}, patience {patience}, seed {seed}; "
             "expected batch_size and patience of 1 or more, the others of 0 or more, and a seed below 2**32"
         )
-    if precision not in ("", "float32", "mixed_bfloat16"):
+    if precision not in ("", *PRECISIONS):
         raise utils.InputError(f"precision is {precision!r}; expected float32 or mixed_bfloat16")
 
 
@@ -691,29 +692,51 @@ def fast_precision():
     return "mixed_bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
 
 
-def keep_precision(run, asked):
+def recall_precision(run, asked):
     """Return the precision of a run: what is asked for, or what it had before it was stopped, or what is fast here."""
     file = run / "precision"
-    precision = asked or (file.read_text() if file.is_file() else fast_precision())
-    if is_first():
-        with utils.replacing(file) as path:
-            path.write_text(precision)
-    return precision
+    kept = file.read_text().strip() if file.is_file() else ""
+    return asked or (kept if kept in PRECISIONS else fast_precision())
+
+
+def has_ended(run):
+    """Whether all is in the folder of a run that a training leaves at its end, perhaps on another machine."""
+    return all((run / name).is_file() for name in ("finished", "log.csv", "weights.npz"))
+
+
+def _started_with(run):
+    """Return the arguments that a run was started with; None if there is no such run yet.
+
+    Raises:
+        InputError: they are broken, or missing where a run has begun.
+    """
+    file = run / "arguments.json"
+    try:
+        started = json.loads(file.read_text())
+    except FileNotFoundError:
+        if not any(run.glob("state*.npz")) and not has_ended(run):
+            return None
+        started = None
+    except ValueError:
+        started = None
+    if not isinstance(started, dict):
+        raise utils.InputError(f"{file} is broken or missing; delete {run} to train anew")
+    return started
 
 
 def is_unsaved(run, arguments, log):
-    """Whether a run with these arguments has ended, perhaps on another machine, and the results hold no such log.
+    """Whether a run with these arguments has ended, and the results hold no such log.
 
     Args:
         run: Path of the folder of the run.
         arguments: as for `start_run`.
         log: Path of the log in the results.
+
+    Raises:
+        InputError: see `start_run`.
     """
-    try:
-        started = json.loads((run / "arguments.json").read_text())
-    except (OSError, ValueError):
-        return False
-    if started != arguments or not (run / "finished").is_file():
+    started = _started_with(run)
+    if not started or not arguments.items() <= started.items() or not has_ended(run):
         return False
     return not log.is_file() or log.read_bytes() != (run / "log.csv").read_bytes()
 
@@ -728,25 +751,22 @@ def start_run(run, arguments, again=False):
         again: whether a finished run with the same arguments is removed first.
 
     Raises:
-        InputError: it was started with others.
+        InputError: it was started with others, or nobody knows with which.
     """
-    file = run / "arguments.json"
-    try:
-        started = json.loads(file.read_text())
-    except FileNotFoundError:
-        started = arguments
-    except ValueError:
-        raise utils.InputError(f"{file} is broken; delete {run} to train anew") from None
+    started = _started_with(run) or arguments
     changed = [name for name in arguments if started.get(name) != arguments[name]]
     if changed:
         raise utils.InputError(
             f"{run} holds a run with another {', '.join(changed)}: give --run another folder, or delete this one"
         )
-    if again and is_first() and (run / "finished").is_file():
-        shutil.rmtree(run)
-    agree(json.dumps(arguments))  # which the other processes do not pass before the folder is gone
+    agree(json.dumps(arguments))
+    if again and has_ended(run):
+        agree("all processes have seen that it has ended")
+        if is_first():
+            shutil.rmtree(run)
+        agree("it is removed")
     if is_first():
-        with utils.replacing(file) as path:
+        with utils.replacing(run / "arguments.json") as path:
             path.write_text(json.dumps(arguments, indent=2) + "\n")
 
 
@@ -771,6 +791,8 @@ def train(run, model, recipe, faces, held_out, batch_size, seed, patience):
         agree(json.dumps(state.log))
         if is_first():
             state.write_copies()  # a run may have been killed between the two
+            with utils.replacing(run / "precision") as path:
+                path.write_text(next(layer.dtype_policy.name for layer in model.layers if layer.weights))
         batches = FaceBatches(*faces, recipe, batch_size, seed)
         compile_model(model, recipe, len(batches))
         for end in (recipe.small_epochs, recipe.epochs):  # TensorFlow wants faces of one size in a call of fit

@@ -65,8 +65,13 @@ def show_path(path):
     Of a URL neither user, password nor query are shown, because cameras take passwords in all of them.
     """
     if "://" in str(path):
-        text = re.sub("//[^/]*@", "//", str(path))  # first, since a password may hold ? and #
-        return printable(re.sub("//.*@", "//", re.sub("[?#].*", "", text)))
+        scheme, address = str(path).split("://", 1)
+        before, at, host = address.rpartition("@")
+        if at and re.search("[?#;]", before):  # is that in a password, or is @ in a query?
+            return f"{printable(scheme)}://..."
+        host = re.sub("(?s)[?#;].*", "", host)
+        host = re.sub("(?is)(user|login|pass|pwd|token|key)[^/]*=.*", "...", host)  # cheap cameras have them in paths
+        return f"{printable(scheme)}://{printable(host)}"
     path = Path(path)
     return printable(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
@@ -160,6 +165,11 @@ def output_folder(given, default):
     return folder
 
 
+def _without_scheme(source):
+    """Return the path in a file:// address, and what is none as it is."""
+    return re.sub("(?i)^file://", "", source)
+
+
 def check_output(path, suffix, inputs):
     """Refuse the name of a file to be written that would destroy what is read, or says another kind of file.
 
@@ -175,7 +185,7 @@ def check_output(path, suffix, inputs):
     if path.suffix.lower() != suffix or path.is_dir() or path.is_fifo():
         raise InputError(f"cannot write {shown}: expected the name of a file that ends in {suffix}")
     for other in map(str, inputs):
-        for name in (other, os.path.expanduser(re.sub("(?i)^file://", "", other.strip()))):
+        for name in (other, os.path.expanduser(_without_scheme(other.strip()))):
             if path.exists() and os.path.exists(name) and path.samefile(name):
                 raise InputError(f"{shown} would be overwritten, and it is what is read: give the output another name")
 
@@ -933,6 +943,9 @@ class Schedule:
         return due
 
 
+SCHEMES = "rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "rtp", "tcp", "srt"
+
+
 class Video:
     """Frames of a camera, a file or a URL, each with its time.
 
@@ -969,10 +982,13 @@ class Video:
         if not os.path.exists(self.source):  # a file's name may end in a blank
             self.source = self.source.strip()
         self.start, self.threads = start, threads
+        self.source = _without_scheme(self.source)
         self.is_camera = self.source.isdecimal() and len(self.source) < 6
         self.is_url = "://" in self.source
         if self.is_url:
             scheme, address = self.source.split("://", 1)
+            if scheme.lower() not in SCHEMES:  # FFmpeg has some that read files
+                raise InputError(f"{show_path(self.source)} is no {', '.join(SCHEMES)} address")
             self.source = f"{scheme.lower()}://{address}"  # FFmpeg knows no HTTP
         elif not self.is_camera:
             self.source = opencv_path(Path(self.source).expanduser())

@@ -283,14 +283,16 @@ def main(
     recorded = not (again or unsaved) and training.is_recorded(rows, {"iteration": iteration} | arguments)
     if recorded:
         print(f"{utils.show_path(folder)} holds this run of {iteration}; --again trains it anew")
+    if again and unsaved:
+        print(f"{utils.show_path(run_folder)} holds this run, ended and not saved yet; delete it to train anew")
 
     if not recorded:
         faces, held_out = training.load_parts(data, limit, seed)
         training.distribute(batch_size)
         training.start_run(run_folder, arguments, again and not unsaved)
-        if not (run_folder / "finished").is_file():
+        if not training.has_ended(run_folder):
             keras.utils.set_random_seed(seed)
-            keras.config.set_dtype_policy(training.keep_precision(run_folder, precision))
+            keras.config.set_dtype_policy(training.recall_precision(run_folder, precision))
             network = build_model(recipe.architecture, side=None)
             keras.config.set_dtype_policy("float32")
             training.train(run_folder, network, recipe, faces, held_out, batch_size, seed, patience)

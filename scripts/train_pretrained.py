@@ -202,14 +202,16 @@ def main(
     recorded = not (again or unsaved) and all(training.is_recorded(table, row | asked) for row in arguments.values())
     if recorded:
         print(f"{utils.show_path(folder)} holds these stages; --again trains them anew")
+    if again and unsaved:
+        print(f"{utils.show_path(run_folder)} holds these stages, ended and not saved yet; delete it to train anew")
     arguments = {stage: row | start for stage, row in arguments.items()}
 
     if not recorded:
         faces, held_out = training.load_parts(data, limit, seed)
-        anew = again and not unsaved and (run_folder / "all" / "finished").is_file()
-        is_begun = not anew and (run_folder / "head" / "finished").is_file()
+        anew = again and not unsaved and training.has_ended(run_folder / "all")
+        is_begun = not anew and training.has_ended(run_folder / "head")
         keras.utils.set_random_seed(seed)
-        keras.config.set_dtype_policy(training.keep_precision(run_folder, precision))
+        keras.config.set_dtype_policy(training.recall_precision(run_folder / "head", precision))
         network = build_model(None if is_begun else weights)
         keras.config.set_dtype_policy("float32")
         if not is_begun:
@@ -219,7 +221,7 @@ def main(
         stage_folder = None
         for stage, recipe in recipes.items():
             before, stage_folder = stage_folder, run_folder / stage
-            if not (stage_folder / "finished").is_file():
+            if not training.has_ended(stage_folder):
                 print(f"stage {stage}", flush=True)
                 if before:
                     training.load_weights(network, before)

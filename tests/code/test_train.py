@@ -95,6 +95,7 @@ def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
         "--epochs", 2, "--iteration", "plain", "--again", run="carried"
     )  # it is saved before it is repeated
     assert carried.returncode == 0 and "epoch 1:" not in carried.stdout and "results are in" in carried.stdout
+    assert "carried holds this run, ended and not saved yet; delete it to train anew" in carried.stdout
     assert pd.read_csv(tmp_path / "model" / "logs" / "plain.csv").equals(log)
     other = train("--epochs", 1, "--iteration", "plain", "--again")
     assert_one_clear_line(other, "another epochs", "--run")

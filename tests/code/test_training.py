@@ -144,6 +144,34 @@ def test_a_run_that_goes_on_counts_its_patience_from_before_it_was_stopped(faces
     assert training.read_log(tmp_path / "log.csv")["epoch"] == [1, 2, 3]
 
 
+def test_a_run_that_has_lost_files_is_mended_or_refused(faces, tmp_path):
+    """The state of the last epoch holds them; what a run was started with it does not."""
+    recipe, log = replace(RECIPE, epochs=2), tmp_path / "results" / "log.csv"
+    run, arguments = tmp_path / "run", {"seed": 3}
+
+    def train():
+        training.start_run(run, arguments)
+        training.train(run, small_network(norm=False), recipe, faces, faces, 4, seed=3, patience=9)
+        (run / "finished").write_text("tensorflow")
+
+    train()
+    assert training.has_ended(run) and training.is_unsaved(run, arguments, log)
+    assert not training.is_unsaved(run, {"seed": 4}, log)
+    before = (run / "log.csv").read_bytes()
+    for name in ("log.csv", "weights.npz"):
+        (run / name).unlink()
+        assert not training.has_ended(run) and not training.is_unsaved(run, arguments, log)
+        train()
+        assert training.has_ended(run) and (run / "log.csv").read_bytes() == before
+    assert training.recall_precision(run, "") == "float32"
+    (run / "precision").write_text("rubbish")
+    assert training.recall_precision(run, "") in training.PRECISIONS
+    for content in (None, "null", "{"):
+        (run / "arguments.json").unlink() if content is None else (run / "arguments.json").write_text(content)
+        with pytest.raises(utils.InputError, match="arguments.json is broken or missing; delete"):
+            training.start_run(run, arguments)
+
+
 def test_the_best_weights_are_kept_and_not_the_last(faces, tmp_path):
     """A network that learns to tell dark faces from light ones gets worse where the labels are the other way round."""
     recipe = training.Recipe(epochs=6, small_share=0.0, learning_rate=0.2)

@@ -137,12 +137,21 @@ def test_passwords_in_addresses_are_not_shown():
     with pytest.raises(utils.InputError) as error:
         utils.Video("http://user:secret@127.0.0.1:9/x.mjpg", patience=1.0)
     assert "http://127.0.0.1:9/x.mjpg" in str(error.value) and "secret" not in str(error.value)
-    for address in (
-        "rtsp://me:se#cret@10.0.0.2/x",
-        "rtsp://me:se?cret@10.0.0.2/x",
-        "rtsp://me:se/cret@10.0.0.2/x?key=1",
-    ):
+    for address in ("rtsp://me:secret@10.0.0.2/x", "rtsp://me:s/t@10.0.0.2/x?key=secret", "rtsp://10.0.0.2/x#secret"):
         assert utils.show_path(address) == "rtsp://10.0.0.2/x"
+    for password in ("se#cret", "se?cret", "s?ec/ret", "s/ec#ret", "sec\nret?"):
+        assert utils.show_path(f"rtsp://me:{password}@10.0.0.2/x") == "rtsp://..."
+    assert utils.show_path("http://10.0.0.2/x?password=sec@ret") == "http://..."
+    assert utils.show_path("rtsp://10.0.0.2:554/user=me&password=secret&channel=1") == "rtsp://10.0.0.2:554/..."
+
+
+@pytest.mark.parametrize(
+    "source", ["concat://{}", "cache:{}", "subfile,,start,0,end,0,,://{}", "file://{}/image%d.png"]
+)
+def test_addresses_that_ffmpeg_takes_for_files_are_refused(write_video, source):
+    """Or what is read could be written over: `check_output` knows files by their paths."""
+    with pytest.raises(utils.InputError):
+        utils.Video(source.format(write_video(numbered_frames(5))))
 
 
 def test_a_rate_gives_the_first_frame_of_each_interval(write_video):
