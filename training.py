@@ -36,7 +36,8 @@ class Recipe:
 
     architecture: the name of a network in the notebook that trains it.
     epochs: passes over the training faces.
-    small_share: share of the epochs, from the first on, that see faces of 32x32 pixels, at half the price.
+    small_share: share of the epochs, from the first on, that see faces of 32x32 pixels, at half the price on a
+        processor.
     augmented: whether the faces are turned, shifted, scaled, mirrored, and changed in brightness and contrast.
     mixup: the alpha of mixup (Zhang et al. 2018, arXiv:1710.09412); 0 for none.
     erasing: probability that a rectangle is painted over (Zhong et al. 2020, arXiv:1708.04896).

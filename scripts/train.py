@@ -120,12 +120,12 @@ SHIPPED = "adapted"
 QUESTIONS = {
     "plain": "How far do three convolutions go? This is the yardstick, in fewer epochs.",
     "vgg": "What do depth and batch norm bring?",
-    "augmented": "Does a network that sees every face changed learn more than its training faces by heart?",
+    "augmented": "Does it help to change every training face a little, each time anew?",
     "residual": "Are shortcuts and strides better than max pooling?",
     "regularised": "Do mixup, erasing and a moving average of the weights help?",
     "smoothed": "Many labels are doubtful. Does it help to smooth them?",
     "pooled": "How far does a wider network go with all of this, and with time?",
-    "adapted": "Labels that the network comes to doubt: does it help to correct them while it learns?",
+    "adapted": "Does it help to correct doubtful labels while the network learns?",
 }
 
 
@@ -153,7 +153,7 @@ def plot_run(log, figures, recipe):
         spans["no more mixup and erasing"] = (round(0.8 * recipe.epochs), recipe.epochs)
     figure = training.plot_learning_curves(log, figures["best_epoch"], spans)
     figure.suptitle(
-        "The validation loss falls to the end: training stops before the network overfits"
+        "The validation loss is lowest in the last epoch"
         if figures["best_epoch"] == len(log["epoch"])
         else "The weights of the lowest validation loss are kept"
     )
@@ -172,8 +172,8 @@ WHY = """\
 - Two people often disagree about a face of FER2013. Late in the run the labels move a part of the way towards what the
   averaged weights say (Huang et al. 2020, arXiv:2002.10319), and the network does not learn wrong ones by heart.
 - No layer is there that OpenCV's dnn cannot run exactly: the live stream starts without TensorFlow.
-- The logits are divided by a temperature that was found on the validation faces, so that 73 % means right in 73 of 100
-  cases."""
+- The logits are divided by a temperature that was found on the validation faces, so that 73 % means right in about 73 of
+  100 cases."""
 
 
 def save_results(folder, run, model, row, log):
