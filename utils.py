@@ -11,7 +11,6 @@ import functools
 import gzip
 import hashlib
 import io
-import logging
 import math
 import os
 import pickle
@@ -31,6 +30,7 @@ import zipfile
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -166,8 +166,8 @@ def output_folder(given, default):
 
 
 def _without_scheme(source):
-    """Return the path in a file:// address, and what is none as it is."""
-    return re.sub("(?i)^file://", "", source)
+    """Return the path in a file:// address, where %20 is a blank, and what is none as it is."""
+    return unquote(source[7:]) if source.lower().startswith("file://") else source
 
 
 def check_output(path, suffix, inputs):
@@ -622,7 +622,9 @@ class FaceDetector:
         if self.name == "YuNet":
             self.coarse, self.fine = 160, 1280
             self._file = np.fromfile(path, np.uint8)  # OpenCV cannot open every path on Windows
-            self._score, self._networks = score, {}
+            create = functools.partial(cv2.FaceDetectorYN.create, "onnx", self._file, np.empty(0, np.uint8))
+            # Four are kept: a change of size takes as long as a small search.
+            self._network = functools.lru_cache(4)(lambda *size: create(size, score))
             try:
                 if not (trusted or _is_known(self._file)):
                     _try_in_child("FaceDetector", path)
@@ -691,16 +693,6 @@ class FaceDetector:
                 faces.append(Face(float(x), float(y), float(side), float(score)))
         return faces
 
-    def _network(self, width, height):
-        """Return YuNet for pictures of a size. Four are kept: a change of size takes as long as a small search."""
-        size = width, height
-        if size not in self._networks:
-            if len(self._networks) == 4:
-                del self._networks[next(iter(self._networks))]
-            network = cv2.FaceDetectorYN.create("onnx", self._file, np.empty(0, np.uint8), size, self._score)
-            self._networks[size] = network
-        return self._networks[size]
-
     def _detect_yunet(self, frame):
         """Return (k, 4) float64: centre x, centre y, side and score of each face that is not lying on its side."""
         rows = self._network(frame.shape[1], frame.shape[0]).detect(frame)[1]
@@ -763,9 +755,9 @@ def level_light(face, mean=129, spread=54, least=4):
     return np.clip((face - face.mean()) * gain + mean, 0, 255).round().astype(np.uint8)
 
 
-def move_face(face, shift, scale=1.0):
-    """Return a (48, 48) uint8 face, moved right and down by pixels and scaled around its middle."""
-    matrix = cv2.getRotationMatrix2D(((SIDE - 1) / 2,) * 2, 0, scale)
+def move_face(face, shift, scale=1.0, degrees=0.0):
+    """Return a (48, 48) uint8 face, turned left and scaled around its middle, and moved right and down by pixels."""
+    matrix = cv2.getRotationMatrix2D(((SIDE - 1) / 2,) * 2, degrees, scale)
     matrix[:, 2] += shift
     return cv2.warpAffine(face, matrix, face.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
 
@@ -778,7 +770,7 @@ def compress_face(face, quality):
 # -------------------------------------------------------------------------------------------------------- tracks
 
 
-@dataclass
+@dataclass(eq=False)
 class Track:
     """A face followed through time: its id (from 1), the newest Face, when it was seen (s) and its velocity (px/s).
 
@@ -860,7 +852,7 @@ class FaceTracker:
                     pairs.append((distance + growth, i, track))
         matched = {}
         for _, i, track in sorted(pairs, key=lambda pair: pair[0]):
-            if i not in matched and all(track is not other for other in matched.values()):
+            if i not in matched and track not in matched.values():
                 matched[i] = track
         return matched
 
@@ -900,7 +892,7 @@ class FaceFollower:
         if not fine:
             faces = self._look_again(frame, seconds)
             found = self.tracker.match(faces, seconds).values()
-            fine = any(all(track is not other for other in found) for track in self._followed)
+            fine = any(track not in found for track in self._followed)
         if fine:
             faces = self.detector.detect(frame, (self.detector.coarse, self.detector.fine))
         self._followed = self.tracker.update(faces, seconds)
@@ -1174,22 +1166,15 @@ class Video:
 # -------------------------------------------------------------------------------------------------------- models
 
 
-@contextmanager
-def quiet_tensorflow():
-    """Keep TensorFlow's talk at its start off stderr: its own log level does not reach all of it."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with quiet_stderr():
-        yield
-
-
 def import_keras():
     """Import Keras and return it, with the settings that this project needs whatever ~/.keras/keras.json says.
 
     Raises:
         InputError: the backend that the environment or that file asks for is not there.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # does not reach all of TensorFlow's talk at its start
     try:
-        with quiet_tensorflow():
+        with quiet_stderr():
             import keras
     except (ImportError, ValueError) as error:
         cause = error
@@ -1427,7 +1412,6 @@ def save_model(model, path):
     _check_probabilities(expected, path)
     with replacing(path) as pickled, replacing(path.with_suffix(".tflite")) as exported:
         pickled.write_bytes(pickle.dumps(model))
-        logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it tells of its temporary folders
         with redirect_stdout(io.StringIO()):
             model.export(exported, format="litert", verbose=False)
         # OpenCV's reader knows a part of the format; 4.14 drops the bias of a dense layer, for one, without a word.
@@ -1471,9 +1455,7 @@ def grad_cam(model, faces, classes):
     features = keras.Model(model.input, pooling.input).predict(faces[..., None].astype(np.float32), verbose=0)
     maps = np.maximum(np.einsum("nhwc,cn->nhw", features, weights[:, classes]), 0)
     maps /= np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-9)
-    crop = next((layer.cropping[0][0] for layer in model.layers if isinstance(layer, keras.layers.Cropping2D)), 0)
-    side = SIDE - 2 * crop
-    return np.stack([np.pad(cv2.resize(m, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1), crop) for m in maps])
+    return np.stack([cv2.resize(m, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).clip(0, 1) for m in maps])
 
 
 def reliability(probabilities, labels, bins=15):
@@ -1648,7 +1630,7 @@ def read_emotions(image, detector=None, net=None):
     return list(zip(faces, net.predict(crops), strict=True))
 
 
-UNSURE = 0.3  # probability below which the most probable emotion is no better than a guess, see 07_live_stream
+UNSURE = 0.3  # probability below which no emotion is named: the network expects seven of ten such answers to be wrong
 
 
 def name_emotion(probabilities):

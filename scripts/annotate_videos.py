@@ -44,7 +44,7 @@ def read_list(path):
     """Return the lines of a text file, but for empty ones; a relative path begins at the file's folder."""
     if not Path(path).is_file():
         raise utils.InputError(f"no list at {utils.show_path(path)}: expected a text file")
-    lines = Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     return [os.path.join(Path(path).parent, os.path.expanduser(line.strip())) for line in lines if line.strip()]
 
 
@@ -55,10 +55,11 @@ def find_videos(texts):
         utils.InputError: not one of them is a file.
     """
     found = {}
-    for name in [line for text in texts for line in (read_list(text) if text.endswith(".txt") else [text])]:
+    for name in [line for text in texts if text for line in (read_list(text) if text.endswith(".txt") else [text])]:
         name = os.path.expanduser(name)
         for match in [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]:
-            inside = sorted(path for path in Path(match).rglob("[!.]*") if path.suffix.lower() in SUFFIXES)
+            inside = sorted(path for path in Path(match).rglob("*") if path.suffix.lower() in SUFFIXES)
+            inside = [path for path in inside if not any(part[0] == "." for part in path.relative_to(match).parts)]
             for path in inside or [match]:  # what is no video is told as a failure
                 found.setdefault(os.path.realpath(path), Path(os.path.abspath(path)))
     if not any(path.is_file() for path in found.values()):

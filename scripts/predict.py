@@ -38,7 +38,7 @@ def find_pictures(text):
     if os.path.isdir(name):
         inside = sorted(path for path in Path(name).iterdir() if path.suffix.lower() in PICTURES)
         return [path for path in inside if not path.name.startswith(".")] or [Path(name)]
-    matches = [] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+    matches = [] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
     return [path for match in matches for path in find_pictures(match)] or [Path(name)]
 
 

@@ -152,7 +152,7 @@ def parse_args(argv=None):
         "--patience", type=int, default=20, help="epochs without a better loss until it stops (default: %(default)s)"
     )
     parser.add_argument(
-        "--precision", type=str, default="", help="float32 or mixed_bfloat16 in training; empty for the faster here"
+        "--precision", type=str, default="", help="float32 or mixed_bfloat16 in training; empty for what is faster here"
     )
     parser.add_argument(
         "--limit", type=int, default=0, help="use this many training images only; 0 for all (default: %(default)s)"

@@ -18,11 +18,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "scripts"))
+
+import utils  # noqa: E402 (its folder is on sys.path from here on)
 
 MEGABYTE = 1e6
 TARGETS = {  # figure: (target, whether missing it is a failure)
@@ -37,8 +39,6 @@ TARGETS = {  # figure: (target, whether missing it is a failure)
 
 def analyse_every_frame(video, detector, net, smoothing=0.5):
     """Yield what `utils.analyse` yields, the simple way: the reference of the ratios."""
-    import utils
-
     tracker = utils.FaceTracker()
     for seconds, frame in video:
         tracks = tracker.update(detector.detect(frame, [640]), seconds)
@@ -71,8 +71,6 @@ def core_seconds(stream):
 
 def measure_first_answer(*_):
     """Return the seconds from the start of the script to its first emotion on stdout: the median of five starts."""
-    import utils
-
     command = [sys.executable, ROOT / "scripts" / "predict_live_stream.py", "--source", utils.CLIP]
     laps = []
     for _ in range(5):
@@ -87,8 +85,6 @@ def measure_first_answer(*_):
 
 def frames_with_one_face(clip, detector, count=40):
     """Return the first `count` frames of the clip in which one face is found."""
-    import utils
-
     frames = []
     for _, frame in utils.Video(clip):
         if len(detector.detect(frame)) == 1:
@@ -100,8 +96,6 @@ def frames_with_one_face(clip, detector, count=40):
 
 def measure_stream(frames, detector, net, frame_count):
     """Run `frame_count` frames, ten a second, through the live stream; return figures of time and memory by name."""
-    import utils
-
     laps, used = np.ones((2, frame_count))  # lists would grow with every frame, which the stream does not
 
     def stream():
@@ -133,7 +127,6 @@ def compare_frames(frames, detector, net, rounds=5):
 
     The median frame, as a person who looks at one would measure it, and the mean, in which the fine searches are.
     """
-    import utils
 
     def laps(analyse):
         result, stream = [], analyse([(i / 10, frame) for i, frame in enumerate(frames)], detector, net)
@@ -153,10 +146,6 @@ def compare_frames(frames, detector, net, rounds=5):
 
 def compare_files(frames, detector, net, rounds=5, seconds=10):
     """The same of a file of 640x360 at 24 fps with one face, decoded too, and the core hours of an hour of it."""
-    import cv2
-
-    import utils
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file.mp4")
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 24, (640, 360))
@@ -206,8 +195,6 @@ def serve(handler):
 @contextmanager
 def camera(frames, fps=30):
     """Serve frames as a camera in the network does, for ever; yield its address and its class, with seconds `spent`."""
-    import cv2
-
     pictures = [cv2.imencode(".jpg", frame)[1].tobytes() for frame in frames]
 
     class Endless(Camera):
@@ -231,7 +218,6 @@ def camera(frames, fps=30):
 
 def measure_camera(frames, detector, net, seconds=20.0):
     """Return which share of a core the stream of a camera of 30 fps takes, without the camera's own work."""
-    import utils
 
     def work():
         return time.process_time() - server.spent
@@ -261,10 +247,6 @@ def main():
     parser.add_argument("--output", default="", help="write the figures to this .json file, too")
     arguments = parser.parse_args()
     pin_to_one_core()
-    import cv2
-
-    import utils
-
     cv2.setNumThreads(1)
     detector, net = utils.FaceDetector(), utils.EmotionNet()
     frames = frames_with_one_face(utils.CLIP, detector)

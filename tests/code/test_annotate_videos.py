@@ -91,8 +91,11 @@ def recordings(tmp_path_factory):
     broken = {"empty.mp4": b"", "text.mp4": b"no video\n" * 50, "half.mp4": whole[:200], "crash.mp4": whole}
     for name, content in broken.items():
         (folder / name).write_bytes(content)
-    (folder / "notes.txt").write_text("monday/camera.mp4\nlist is here, file is not.mp4\n")
-    (folder / ".hidden.mp4").write_bytes(b"")
+    # As Windows' editor saves a list: with a byte order mark.
+    (folder / "notes.txt").write_text("monday/camera.mp4\nlist is here, file is not.mp4\n", encoding="utf-8-sig")
+    for name in (".hidden.mp4", ".Trash-1000/files/deleted.mp4"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
     (folder / "link.mp4").symlink_to(folder / "monday" / "camera.mp4")
     return folder, good, [*broken, "list is here, file is not.mp4"]
 
@@ -277,6 +280,7 @@ def test_what_cannot_be_used_is_told_in_one_line_and_left_alone(recordings, tmp_
     (output / "answers").mkdir(parents=True)
     videos = "--videos", recordings[1][0], "--output", output
     assert_one_clear_line(run("--videos", tmp_path / "nowhere", "--output", output), "no video at", "nowhere")
+    assert_one_clear_line(run("--videos", "", "--output", output), "no video at")
     assert_one_clear_line(run(*videos, "--every", 0), "--every is 0.0; expected 0.001 or more")
     assert_one_clear_line(run(*videos[:2], "--output", recordings[1][0]), "a file; expected a folder")
     with utils.locked(output):

@@ -237,6 +237,8 @@ def test_what_is_read_is_known_in_every_form_that_is_read(write_video, form):
         utils.check_output(video, ".mp4", [form.format(video)])
     with pytest.raises(utils.InputError, match="no video at tmp"):
         utils.Video(f"file://{str(video).lstrip('/')}")  # which FFmpeg takes for an absolute path
+    moved = video.rename(video.with_name("my clip 100%.mp4"))
+    assert len(list(utils.Video(moved.as_uri()))) == 5
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(run_script, write_video, tmp_path):

@@ -183,10 +183,11 @@ def test_what_cannot_be_read_does_not_stop_the_others(tell, write, frames, tmp_p
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "nothing.png").write_bytes(b"")
     (tmp_path / "folder").mkdir()
-    bad = ["text.png", "half.png", "nothing.png", "missing.png", "none*.png", "folder", utils.CLIP]
+    (tmp_path / "dangling.png").symlink_to("gone.png")
+    bad = ["text.png", "half.png", "nothing.png", "missing.png", "none*.png", "folder", "dangling.png", utils.CLIP]
     process = tell(*bad, "whole.png", "--output", "out")
     assert re.fullmatch(rf"whole\.png : {ANSWER}\n", process.stdout)
-    told = "7 of 8 pictures cannot be read (text.png, half.png, nothing.png, missing.png, none*.png, folder, "
+    told = "8 of 9 pictures cannot be read (text.png, half.png, nothing.png, missing.png, none*.png, folder, "
     assert_one_clear_line(process, told, "): no picture at text.png: ")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole_emotions.png"]
     for name in (*bad, ""):
