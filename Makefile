@@ -46,7 +46,7 @@ predict: setup data/models/tried ## the accuracy on the test set (needs the data
 archive: setup .venv/archive data/models/tried ## a folder of recordings becomes a table (ARGS="--videos FOLDER")
 	@$(PY) scripts/annotate_videos.py $(ARGS)
 
-train: setup ## train the CNN from scratch into results/model (needs the data; ARGS="--iteration vgg")
+train: setup ## train the CNN from scratch, for hours (needs the data; ARGS="--output runs/mine")
 	@$(PY) scripts/train.py $(ARGS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: ARGS="--allow-root")

@@ -311,7 +311,7 @@ def parse_args(argv=None):
         "--sources",
         type=str,
         default="",
-        help="addresses of the zip, with blanks between, tried in turn; empty for SOURCES",
+        help="addresses of the zip, with blanks between, tried in turn; empty for the two built-in ones",
     )
     parser.add_argument(
         "--detector-source", type=str, default="", help="address of the face detector; empty for OpenCV's model zoo"

@@ -162,7 +162,7 @@ def parse_args(argv=None):
         "--limit",
         type=int,
         default=48,
-        help="happy test faces that are tried, those nearest to the mean happy face first (default: %(default)s)",
+        help="happy test faces that the CNN is asked about, plainest smiles first (default: %(default)s)",
     )
     parser.add_argument(
         "--model", type=str, default="", help="a pickled Keras model; empty for results/model/my_own_model.pkl"

@@ -27,7 +27,7 @@ import numpy as np
 import utils
 
 SECONDS = 20  # of the video that count
-FEWEST = 20  # images that make a set; a video of 20 s and a frame has 21 full seconds
+FEWEST = 20  # images that make a set; with the first and the last second there are 21
 BORROW = 2.0  # seconds a second without a face may borrow from
 WHOLE = 0.95  # share of a face's square that must lie in the frame
 

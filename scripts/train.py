@@ -172,8 +172,8 @@ WHY = """\
 - Two people often disagree about a face of FER2013. Late in the run the labels move a part of the way towards what the
   averaged weights say (Huang et al. 2020, arXiv:2002.10319), and the network does not learn wrong ones by heart.
 - No layer is there that OpenCV's dnn cannot run exactly: the live stream starts without TensorFlow.
-- The logits are divided by a temperature that was found on the validation faces, so that 73 % means right in about 73 of
-  100 cases."""
+- The logits are divided by a temperature that was found on the validation faces, so that 73 % means right in about 73
+  of 100 cases."""
 
 
 def save_results(folder, run, model, row, log):
@@ -208,7 +208,7 @@ def parse_args(argv=None):
         "--iteration",
         type=str,
         default="adapted",
-        help="the one that ships; another name lists all (default: %(default)s)",
+        help="name of the recipe to train; an unknown name lists all (default: %(default)s)",
     )
     parser.add_argument(
         "--epochs",
