@@ -37,13 +37,14 @@ def schema():
 
 def part_path(folder, video, number=None):
     """Return the path of a video's part, or of that of its segment `number`. No two videos have the same."""
+    video = os.path.realpath(video)  # one recording has one part, however its path is spelled
     name = f"{Path(video).stem[:40]}-{hashlib.sha256(os.fsencode(video)).hexdigest()[:12]}"
     place = f"answers/{name}.parquet" if number is None else f"segments/{name}-{number}.parquet"
     return Path(folder, place)
 
 
 def read_told(path):
-    """Return what the metadata of a part tell, or {} if there is no such part.
+    """Return what the metadata of a part tell, or {} if there is no such part, or an empty one, as after a power cut.
 
     Raises:
         utils.InputError: it is another file than this module writes.
@@ -51,7 +52,7 @@ def read_told(path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         return {}
     try:
         found = pq.read_schema(path)
@@ -79,7 +80,8 @@ def join_segments(path, signature, segments):
         segments: dict of the path of each segment's part to what `annotate` told of it, in order.
 
     Returns:
-        the length of the video in seconds.
+        what the metadata tell: `signature`, `end`, the length of the video in seconds, and `broken`, the error where it
+        breaks off, or empty.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -89,11 +91,15 @@ def join_segments(path, signature, segments):
         rows = pq.read_table(part)
         tracks = pa.array([ids[number] for number in rows["track"].to_pylist()], schema().field(place).type)
         tables.append(rows.set_column(place, schema().field(place), tracks))
-    told = {"signature": signature, "end": max(told["end"] for told in segments.values())}
+    told = {
+        "signature": signature,
+        "end": max(told["end"] for told in segments.values()),
+        "broken": next((told["broken"] for told in segments.values() if told["broken"]), ""),
+    }
     write_part(pa.concat_tables(tables), told, path)
     for part in segments:
         Path(part).unlink(missing_ok=True)
-    return told["end"]
+    return told
 
 
 def join_tracks(segments):
@@ -156,7 +162,7 @@ class DataSet:
             told = read_told(part_path(folder, path))
             self._sizes[str(path)] = max(1, status.st_size)
             if told.get("signature") == signature:
-                self.lengths[str(path)] = told["end"]
+                self._settle(told)
             else:
                 self._ask(signature, [(0.0, None)])
 
@@ -180,12 +186,7 @@ class DataSet:
             self._segments[video][request["part"]] = answer
             if all(self._segments[video].values()):
                 segments = self._segments.pop(video)
-                broken = [told["broken"] for told in segments.values() if told.get("broken")]
-                if self.failures.pop(video, None) or broken:
-                    if broken:
-                        self.failures[video] = broken[0]
-                    self._write_failures()
-                self.lengths[video] = join_segments(part_path(self.folder, video), signature, segments)
+                self._settle(join_segments(part_path(self.folder, video), signature, segments))
             return max(0.0, answer["end"] - request["start"])
         return 0.0
 
@@ -195,6 +196,16 @@ class DataSet:
         self._segments[signature["video"]] = dict.fromkeys(parts)
         for part, (start, stop) in reversed(list(zip(parts, segments, strict=True))):
             self.requests.appendleft({"signature": signature, "start": start, "stop": stop, "part": part} | self.child)
+
+    def _settle(self, told):
+        """Take a recording as done: what its part tells is what failures.csv says of it."""
+        video = told["signature"]["video"]
+        self.lengths[video] = told["end"]
+        before = self.failures.pop(video, "")
+        if told["broken"]:
+            self.failures[video] = " ".join(told["broken"].split())
+        if self.failures.get(video, "") != before:
+            self._write_failures()
 
     def _fail(self, video, reason):
         for known in (self._sizes, self._segments, self.lengths):

@@ -38,14 +38,29 @@ import archive
 import utils
 
 SUFFIXES = ".3gp .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split()
+BINS = "$recycle.bin", "recycler", "#recycle", "@recycle", "@eadir"  # what disks and servers keep of deleted recordings
 
 
 def read_list(path):
     """Return the lines of a text file, but for empty ones; a relative path begins at the file's folder."""
     if not Path(path).is_file():
         raise utils.InputError(f"no list at {utils.show_path(path)}: expected a text file")
-    lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    content = Path(path).read_bytes()
+    is_wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")  # as PowerShell writes it
+    text = content.decode("utf-16", "replace") if is_wide else content.decode("utf-8-sig", "surrogateescape")
+    lines = text.replace("\0", "\n").splitlines()
     return [os.path.join(Path(path).parent, os.path.expanduser(line.strip())) for line in lines if line.strip()]
+
+
+def videos_in(folder):
+    """Return the sorted paths of the recordings in a folder and in those below, but for hidden and deleted ones."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        is_new = os.path.realpath(place) not in seen  # else a link leads back
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if is_new and name[0] != "." and name.lower() not in BINS]
+        found += [Path(place, name) for name in files if is_new and name[0] != "."]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def find_videos(texts):
@@ -58,9 +73,7 @@ def find_videos(texts):
     for name in [line for text in texts if text for line in (read_list(text) if text.endswith(".txt") else [text])]:
         name = os.path.expanduser(name)
         for match in [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True)) or [name]:
-            inside = sorted(path for path in Path(match).rglob("*") if path.suffix.lower() in SUFFIXES)
-            inside = [path for path in inside if not any(part[0] == "." for part in path.relative_to(match).parts)]
-            for path in inside or [match]:  # what is no video is told as a failure
+            for path in videos_in(match) or [match]:  # what is no video is told as a failure
                 found.setdefault(os.path.realpath(path), Path(os.path.abspath(path)))
     if not any(path.is_file() for path in found.values()):
         shown = ", ".join(utils.show_path(text) for text in texts[:3])

@@ -19,7 +19,9 @@ def tell_in_one_line(kind, error, trace):
 if __name__ == "__main__":
     sys.excepthook = tell_in_one_line
 
+import filecmp
 import hashlib
+import itertools
 import os
 import pathlib
 import shutil
@@ -168,6 +170,19 @@ def extract(archive, folder):
                     shutil.copyfileobj(source, target)
 
 
+def keep_edited(target, new):
+    """Give a CSV file of FER2013 another name if it reads and has other rows than the new one: somebody's work."""
+    try:
+        if target.suffix != ".csv" or not target.is_file() or filecmp.cmp(target, new, shallow=False):
+            return
+        utils.read_fer2013_csv(target)
+    except utils.InputError:
+        return  # it is broken
+    kept = next(name for i in itertools.count(1) if not (name := target.with_name(f"{target.name}.old{i}")).exists())
+    target.replace(kept)
+    print(f"note: {utils.show_path(target)} had other rows; it is kept as {kept.name}", file=sys.stderr)
+
+
 def add_archive(archive, name, folder):
     """Move the files of FER2013 from an archive into `folder`: all of them if all are right, or none.
 
@@ -194,6 +209,7 @@ def add_archive(archive, name, folder):
         for path in [path for path in temporary.rglob("*") if path.is_file()]:  # the cache moves along
             target = folder / path.relative_to(temporary)
             target.parent.mkdir(exist_ok=True)
+            keep_edited(target, path)
             path.replace(target)
 
 

@@ -192,6 +192,11 @@ def main(image: str, target: str, epsilon: int, limit: int, model: str, data: st
     for name in ("input_image", "hacked_image"):
         utils.check_output(folder / f"{name}.png", ".png", [image, model])
     wanted = utils.EMOTIONS.index(target)
+    backend = utils.import_keras().backend.backend()
+    if backend != "tensorflow":
+        raise utils.InputError(
+            f"Keras' backend is {backend}, and the gradient needs TensorFlow: set KERAS_BACKEND=tensorflow"
+        )
     network = utils.load_model(model or None)
     candidates = read_face(image)[None] if image else happy_faces(data, limit)
     said = network.predict(candidates[..., None].astype(np.float32), verbose=0)

@@ -162,7 +162,9 @@ class Recorder:
         self._writer.release()
         video = cv2.VideoCapture(self._path)  # on a full disk the writer says nothing
         video.set(cv2.CAP_PROP_POS_FRAMES, self._count - 1)
-        if video.get(cv2.CAP_PROP_FRAME_COUNT) != self._count or not video.grab():
+        frames = video.get(cv2.CAP_PROP_FRAME_COUNT)
+        # Ctrl-C may have come between the writing of a picture and its counting.
+        if frames not in (self._count, self._count + 1) or not video.grab():
             raise utils.InputError(
                 f"{self._name} cannot be played to its end, and is dropped: is there room on the disk?"
             )
@@ -187,7 +189,8 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
         window = stack.enter_context(closing(Window(video.is_live))) if show else None
         table = stack.enter_context(closing(AnswerLog(log))) if log else None
         target = stack.enter_context(utils.replacing(record)) if record else None
-        recorder = stack.enter_context(closing(Recorder(target, video.fps))) if record else None
+        # A rate of many digits, as 119.8765, is more than .mp4 can say.
+        recorder = stack.enter_context(closing(Recorder(target, round(video.fps, 2)))) if record else None
         utils.tell_of_haar()
         try:
             for seconds, frame, faces in utils.analyse(video, detector, net, smoothing, rate):
@@ -195,6 +198,8 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
                 picture = utils.draw_faces(frame, faces) if show or record else None
                 if recorder:
                     recorder.write(picture, seconds)
+                if video.is_live and video.opened != opened:  # the clock was set, perhaps back
+                    opened, due = video.opened, utils.Schedule(1 / every)
                 if due.is_due(opened + seconds):
                     answers.append((seconds, faces))
                     moment = format_time(opened + seconds, video.is_live, every)

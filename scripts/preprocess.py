@@ -82,6 +82,11 @@ def choose_seconds(times, end):
     return [(second, i) for second, i in nearest if abs(times[i] - second) <= BORROW]
 
 
+def older_images(folder):
+    """Return the paths of the images in a folder that a set would replace."""
+    return [path for i in range(SECONDS + 1) if (path := folder / f"image{i}.png").is_file()]
+
+
 def write_images(crops, folder):
     """Write image0.png, image1.png, ... in place of an older set; an error puts the older set back."""
     with utils.locked(folder), utils.temporary_folder(folder) as temporary:
@@ -90,7 +95,7 @@ def write_images(crops, folder):
         old.mkdir()
         for i, crop in enumerate(crops):
             (new / f"image{i}.png").write_bytes(cv2.imencode(".png", crop)[1].tobytes())
-        before = [path for i in range(SECONDS + 1) if (path := folder / f"image{i}.png").is_file()]
+        before = older_images(folder)
         for path in before:
             shutil.copy2(path, old)
         written = []
@@ -125,8 +130,12 @@ def parse_args(argv=None):
 def main(source: str, output: str):
     folder = utils.output_folder(output, utils.RESULTS / "preprocessing_test")
     utils.remove_leftovers(folder)
-    for path in folder.glob("image*.png"):
+    for path in older_images(folder):
         utils.check_output(path, ".png", [source])
+        old = np.fromfile(path, np.uint8)
+        picture = cv2.imdecode(old, cv2.IMREAD_UNCHANGED) if old.size else None
+        if picture is not None and picture.shape != (utils.SIDE, utils.SIDE):
+            raise utils.InputError(f"{utils.show_path(path)} is a picture of yours: give another --output")
     video = utils.Video(source or utils.CLIP)
     detector = utils.FaceDetector()
     print(f"Reading {utils.show_path(video.source)}, looking for faces with {detector.name} ...", flush=True)

@@ -289,7 +289,8 @@ def main(
     if not recorded:
         faces, held_out = training.load_parts(data, limit, seed)
         training.distribute(batch_size)
-        training.start_run(run_folder, arguments, again and not unsaved)
+        data_seen = training.fingerprint(faces, held_out)  # a run goes on with the faces that it began with
+        training.start_run(run_folder, arguments | data_seen, again and not unsaved)
         if not training.has_ended(run_folder):
             keras.utils.set_random_seed(seed)
             keras.config.set_dtype_policy(training.recall_precision(run_folder, precision))

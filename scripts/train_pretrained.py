@@ -217,7 +217,7 @@ def main(
         if not is_begun:
             give_statistics(network, training.plain_faces(faces[0][:128]))
         for stage in reversed(recipes):  # the last one first: without it the others are not trained anew twice
-            training.start_run(run_folder / stage, arguments[stage], anew)
+            training.start_run(run_folder / stage, arguments[stage] | training.fingerprint(faces, held_out), anew)
         stage_folder = None
         for stage, recipe in recipes.items():
             before, stage_folder = stage_folder, run_folder / stage

@@ -109,6 +109,13 @@ def install(peer, folder):
     return python
 
 
+def check_peers(projects, stopped):
+    """Refuse to go on without another project than this one; `stopped` says of each why it is not there."""
+    if {*projects} <= {OURS}:
+        told = "; ".join(f"{peer}: {why}" for peer, why in stopped.items())
+        raise utils.InputError(f"no other project can be measured, and nothing is written ({told})")
+
+
 def make_frames(count):
     """Return (count, h, w, 3) uint8 frames of the bundled clip for each of SETS.
 
@@ -238,6 +245,8 @@ def draw(ratios):
 
 
 def main(environments, starts, rounds):
+    if not Path("/proc/self/status").is_file():
+        raise utils.InputError("memory is read from /proc: this comparison needs Linux")
     environments = Path(environments).resolve()
     pythons, stopped = {OURS: sys.executable}, {}
     for peer in PEERS:
@@ -245,6 +254,7 @@ def main(environments, starts, rounds):
             pythons[peer] = install(peer, environments)
         except Stopped as error:
             stopped[peer] = str(error)
+    check_peers(pythons, stopped)
     pin_to_one_core()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -261,6 +271,7 @@ def main(environments, starts, rounds):
         prefix = sys.prefix if project == OURS else environments / project
         files = (path for path in Path(prefix).resolve().rglob("*") if path.is_file() and not path.is_symlink())
         figures[project]["installed"] = [sum(path.stat().st_size for path in files) / 1e6]
+    check_peers(figures, stopped | more)
     result = summarise(figures, stopped | more)
     utils.save_fig(draw(result["ratios"]), utils.RESULTS / "compare.png")
     readme = utils.ROOT / "README.md"

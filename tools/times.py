@@ -4,6 +4,7 @@ Every command is run several times, one after the other, and the median of its t
 this machine; they go to results/times.json and into the README.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -117,6 +118,9 @@ def write_table(times):
 
 
 def main():
+    for split in ("train", "test"):
+        if not utils.find_fer2013(split, utils.DATA):
+            raise utils.InputError(f"the {split} set is missing: `make data` downloads it")
     times = {"cores": os.cpu_count(), "commands": time_commands(), "archive": time_archive()}
     text = utils.fill_in(README.read_text(encoding="utf-8"), "times", write_table(times))
     with utils.replacing(RESULT) as path:
@@ -126,4 +130,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    utils.run_script(main, argparse.ArgumentParser(description=__doc__).parse_args)

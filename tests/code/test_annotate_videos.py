@@ -91,11 +91,8 @@ def recordings(tmp_path_factory):
     broken = {"empty.mp4": b"", "text.mp4": b"no video\n" * 50, "half.mp4": whole[:200], "crash.mp4": whole}
     for name, content in broken.items():
         (folder / name).write_bytes(content)
-    # As Windows' editor saves a list: with a byte order mark.
-    (folder / "notes.txt").write_text("monday/camera.mp4\nlist is here, file is not.mp4\n", encoding="utf-8-sig")
-    for name in (".hidden.mp4", ".Trash-1000/files/deleted.mp4"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"")
+    (folder / "notes.txt").write_text("monday/camera.mp4\nlist is here, file is not.mp4\n")
+    (folder / ".hidden.mp4").write_bytes(b"")
     (folder / "link.mp4").symlink_to(folder / "monday" / "camera.mp4")
     return folder, good, [*broken, "list is here, file is not.mp4"]
 

@@ -2,11 +2,12 @@
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 
 import archive
 import utils
-from tests.conftest import needs_yunet
+from tests.conftest import load_script, needs_yunet
 
 CONTAINERS = {  # suffix: codec
     "mp4": "mp4v", "mkv": "mp4v", "avi": "MJPG", "webm": "VP80",
@@ -70,16 +71,22 @@ def half_clip(tmp_path_factory):
     return write_frames(tmp_path_factory.mktemp("half") / "clip.mp4", frames)
 
 
-def annotate_whole(path, folder, segment):
-    """Return the rows of a video as a table, read in segments of that many minutes, without any cluster."""
-    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not there: `make archive` installs it")
+def annotate_all(paths, folder, segment=0.0):
+    """Do what is to be done of some videos, in segments of that many minutes; return the DataSet and their number."""
+    pytest.importorskip("pyarrow", reason="pyarrow is not there: `make archive` installs it")
     options = {"every": 1.0, "rate": 10.0, "smoothing": 0.5, "segment": segment, "models": []}
     child = {"model": str(utils.MODEL.with_suffix(".tflite")), "memory": 4.0}
-    data_set, segments = archive.DataSet(folder, [path], options, child), 0
+    data_set, segments = archive.DataSet(folder, paths, options, child), 0
     while data_set.requests:
         request = data_set.requests.popleft()
         segments += data_set.take(request, archive.annotate(request)) > 0
-    return pq.read_table(archive.part_path(folder, path)).to_pandas(), segments
+    return data_set, segments
+
+
+def annotate_whole(path, folder, segment):
+    """Return the rows of a video as a table, read in segments of that many minutes, and their number."""
+    _, segments = annotate_all([path], folder, segment)
+    return pd.read_parquet(archive.part_path(folder, path)), segments
 
 
 @needs_yunet
@@ -95,3 +102,69 @@ def test_segments_have_the_rows_and_the_tracks_of_the_whole(variable, half_clip,
     assert whole[same].equals(cut[same])
     np.testing.assert_allclose(whole[list(utils.EMOTIONS)], cut[list(utils.EMOTIONS)], atol=1e-4)
     assert not list((tmp_path / "cut" / "segments").iterdir())
+
+
+def read_failures(folder):
+    table = folder / "failures.csv"
+    return pd.read_csv(table).set_index("video")["reason"].to_dict() if table.is_file() else {}
+
+
+def test_a_recording_that_is_back_unchanged_is_no_failure_any_more(noise, tmp_path):
+    video, away = write_frames(tmp_path / "video.mp4", noise[:30]), tmp_path / "away.mp4"
+    annotate_all([video], tmp_path / "out")
+    video.rename(away)
+    annotate_all([video], tmp_path / "out")
+    assert "no video" in read_failures(tmp_path / "out")[str(video)]
+    away.rename(video)
+    data_set, segments = annotate_all([video], tmp_path / "out")
+    assert segments == 0 and not data_set.failures and not read_failures(tmp_path / "out")
+
+
+def test_that_a_recording_breaks_off_is_known_from_its_part_alone(noise, tmp_path):
+    video = write_frames(tmp_path / "video.mkv", noise)
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    annotate_all([video], tmp_path / "out")
+    told = read_failures(tmp_path / "out")
+    assert "breaks off" in told[str(video)]
+    (tmp_path / "out" / "failures.csv").unlink()
+    _, segments = annotate_all([video], tmp_path / "out")
+    assert segments == 0 and read_failures(tmp_path / "out") == told
+
+
+def test_a_recording_has_one_part_however_its_path_is_spelled(noise, tmp_path):
+    write_frames(tmp_path / "here" / "video.mp4", noise[:30])
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    for place in ("here", "link"):
+        annotate_all([tmp_path / place / "video.mp4"], tmp_path / "out")
+    assert len(list((tmp_path / "out" / "answers").iterdir())) == 1
+
+
+def test_an_empty_part_as_a_power_cut_leaves_it_is_made_anew(noise, tmp_path):
+    video = write_frames(tmp_path / "video.mp4", noise[:30])
+    annotate_all([video], tmp_path / "out")
+    part = archive.part_path(tmp_path / "out", video)
+    part.write_bytes(b"")
+    _, segments = annotate_all([video], tmp_path / "out")
+    assert segments == 1 and part.stat().st_size
+
+
+def test_a_folder_stands_for_the_recordings_that_a_person_sees_in_it(tmp_path):
+    folder = tmp_path / "all"
+    seen = ["a.mp4", "film.mkv/film.mkv", "disk/b.mp4"]
+    deleted = ["$RECYCLE.BIN/S-1/c.mp4", "#recycle/d.mp4", "@eaDir/a.mp4/e.mp4", ".Trash-1000/f.mp4", ".g.mp4"]
+    for name in [*seen, *deleted]:
+        path = tmp_path / name if name.startswith("disk") else folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "disk").symlink_to(tmp_path / "disk")
+    (folder / "back").symlink_to(folder)
+    found = load_script("annotate_videos").find_videos([str(folder)])
+    assert sorted(str(path.relative_to(folder)) for path in found) == sorted(seen)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_may_be_saved_as_windows_does(encoding, tmp_path):
+    (tmp_path / "caf\xe9.mp4").touch()
+    (tmp_path / "list.txt").write_text("caf\xe9.mp4\r\n", encoding=encoding)
+    found = load_script("annotate_videos").find_videos([str(tmp_path / "list.txt")])
+    assert found == [tmp_path / "caf\xe9.mp4"]

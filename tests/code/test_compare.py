@@ -45,6 +45,19 @@ def test_projects_are_measured_in_processes_of_their_own_and_one_that_stops_is_t
     assert ours["accuracy"] == [0] and ours[f"{compare.SETS[0]}, memory"][0] > 50
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_without_another_project_nothing_is_written(tmp_path, monkeypatch):
+    def install(peer, folder):
+        raise compare.Stopped("no network")
+
+    written = utils.ROOT / "README.md", RESULT, utils.RESULTS / "compare.png"
+    before = [path.stat().st_mtime_ns for path in written]
+    monkeypatch.setattr(compare, "install", install)
+    with pytest.raises(utils.InputError, match="no other project can be measured.*fer: no network"):
+        compare.main(tmp_path, 1, 1)
+    assert [path.stat().st_mtime_ns for path in written] == before
+
+
 def test_a_page_without_its_place_is_told():
     with pytest.raises(utils.InputError, match="0 places for comparison"):
         utils.fill_in("# A page", "comparison", "text")

@@ -236,3 +236,5 @@ def test_split_depends_on_the_seed_alone(twins):
     first, again, other = (utils.split_validation(*twins, 0.2, seed)[1] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert set(first) != set(other)
+    moved = np.random.default_rng(0).permutation(len(twins[1]))  # the rows of a file in another order
+    assert {*moved[utils.split_validation(twins[0][moved], twins[1][moved], 0.2, 1)[1]]} == {*first}

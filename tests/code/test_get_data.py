@@ -366,6 +366,19 @@ def test_a_broken_file_in_the_folder_is_replaced(get_data, server, pack, rows, t
     path.write_bytes(path.read_bytes()[:100_000])
     get_data()
     assert len(utils.load_fer2013("train", tmp_path / "data")[1]) == 210
+    assert not list((tmp_path / "data").glob("*.old*"))
+
+
+def test_an_edited_file_in_the_folder_is_kept_under_another_name(get_data, server, pack, rows, tmp_path, capsys):
+    server.answers["/first.zip"] = Answer(pack(rows))
+    get_data()
+    path = tmp_path / "data" / "train.csv"
+    edited = b"\n".join(path.read_bytes().splitlines()[:-1]) + b"\n"
+    path.write_bytes(edited)
+    get_data()
+    assert len(utils.load_fer2013("train", tmp_path / "data")[1]) == 210
+    assert path.with_name("train.csv.old1").read_bytes() == edited
+    assert "kept as train.csv.old1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("body", [None, b"another model", b""])

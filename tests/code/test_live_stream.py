@@ -364,6 +364,52 @@ def test_a_camera_is_answered_for_once_in_every_second_of_the_clock(astronaut, c
     assert {(later - sooner) % 60 for sooner, later in zip(seconds, seconds[1:], strict=False)} == {1}
 
 
+def test_a_clock_that_is_set_while_a_camera_runs_is_followed(astronaut, capsys):
+    """The clock goes forward by an hour after two seconds, and back by three after four."""
+
+    class Camera:
+        is_live, fps, opened = True, 10.0, 1_000_000_000.0
+
+        def __iter__(self):
+            for i in range(60):
+                self.opened = 1_000_000_000.0 + 3600 * (0 if i < 20 else 1 if i < 40 else -2)
+                yield i / 10, astronaut
+
+    live_stream.run(Camera(), 1.0, 10.0, 0.5, False, False, "", "", utils.EmotionNet())
+    hours = [int(line[:2]) for line in capsys.readouterr().out.splitlines() if " : " in line]
+    assert [(hour - hours[0]) % 24 for hour in hours] == [0, 0, 1, 1, 22, 22]
+
+
+def test_ctrl_c_between_the_writing_of_a_picture_and_its_counting_keeps_the_recording(tmp_path):
+    recorder, picture = live_stream.Recorder(tmp_path / "out.mp4", 10), np.zeros((48, 96, 3), np.uint8)
+    recorder.write(picture, 0.0)
+    write = recorder._writer.write
+
+    class Interrupted:
+        release = recorder._writer.release
+
+        def write(self, picture):
+            write(picture)
+            raise KeyboardInterrupt
+
+    recorder._writer = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        recorder.write(picture, 0.1)
+    recorder.close()
+    assert len(list(utils.Video(tmp_path / "out.mp4"))) == 2
+
+
+def test_a_recording_of_a_fast_file_has_its_rate(run_script, tmp_path):
+    video, frames = tmp_path / "fast.avi", numbered_frames(20)
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 119.8765, frames[0].shape[1::-1])
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    process = run_script(SCRIPT, "--source", video, "--record", tmp_path / "out.mp4")
+    assert process.returncode == 0, process.stderr
+    assert utils.Video(tmp_path / "out.mp4").fps == pytest.approx(119.8765, abs=0.01)
+
+
 @needs_yunet
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_checkout_whose_folder_is_not_utf_8_reads_videos_and_says_what_it_cannot_read(write_video, tmp_path):

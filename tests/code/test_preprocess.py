@@ -123,6 +123,16 @@ def test_a_shorter_set_leaves_nothing_of_a_longer_one(run_script, write_video, a
     assert (folder / "input_video.mp4").read_bytes() == b"not an image"
 
 
+def test_pictures_of_the_user_that_have_such_names_are_kept(run_script, write_video, astronaut, tmp_path):
+    video = write_video([cv2.resize(astronaut, (320, 320))] * 210, fps=10)
+    picture = tmp_path / "image20.png"
+    cv2.imwrite(str(picture), astronaut)
+    before = picture.read_bytes()
+    assert_one_clear_line(run_script(SCRIPT, "--source", video, "--output", tmp_path), "image20.png", "--output")
+    assert picture.read_bytes() == before
+    assert not (tmp_path / "image0.png").exists()
+
+
 def test_what_is_no_video_is_one_clear_line(run_script, tmp_path, write_video):
     (tmp_path / "text.mp4").write_text("no video")
     assert_one_clear_line(run_script(SCRIPT, "--source", tmp_path / "text.mp4"), "text.mp4", "not a video")

@@ -26,7 +26,7 @@ PAIR += " & ".join(
     f"KERAS_DISTRIBUTION_PROCESS_ID={place} python scripts/train.py {TRAIN} --limit 700 --run runs/pair"
     for place in (1, 0)
 )
-BACK = f"mkdir -p runs && cp -r ../emotions/runs/plain runs/ && {TRAINED}"
+BACK = f"cp -r ../emotions/runs . && {TRAINED}"
 
 # What the README says: what is run for it, and what the output must hold.
 SHORT = {
@@ -76,15 +76,16 @@ SHORT = {
     ),
     "tensorboard --logdir runs": ("tensorboard --version_tb", r"\d+\.\d+"),
     # A folder beside the project stands for the rented machine, TensorFlow for JAX. Each needs the one before.
+    "ssh you@gpu mkdir -p emotions": ("mkdir -p ../emotions", ""),
     "scp -r utils.py training.py scripts data/cache/train.npz you@gpu:emotions/": (
-        "mkdir ../emotions && cp -r utils.py training.py scripts data/cache/train.npz ../emotions",
+        "cp -r utils.py training.py scripts data/cache/train.npz ../emotions/",
         "",
     ),
     "KERAS_BACKEND=jax python scripts/train.py --data . --run runs/adapted": (
         f"cd ../emotions && KERAS_BACKEND=tensorflow python scripts/train.py {TRAIN} --data . --run runs/plain",
         "",
     ),
-    "scp -r you@gpu:emotions/runs/adapted runs/ && python scripts/train.py": (BACK, ""),
+    "scp -r you@gpu:emotions/runs . && python scripts/train.py": (BACK, ""),
     **dict.fromkeys(
         [
             f"KERAS_DISTRIBUTION_PROCESS_ID={place} python scripts/train.py --iteration plain --epochs 4"

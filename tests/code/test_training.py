@@ -125,6 +125,10 @@ def test_the_same_seed_trains_the_same_and_early_stopping_counts_from_the_log(fa
 
     with pytest.raises(utils.InputError, match="another seed"):
         training.start_run(tmp_path / "first", {"seed": 4})
+    training.start_run(tmp_path / "third", training.fingerprint(faces))
+    training.start_run(tmp_path / "third", training.fingerprint(faces))
+    with pytest.raises(utils.InputError, match="another data"):  # the same faces in another order
+        training.start_run(tmp_path / "third", training.fingerprint([part[::-1] for part in faces]))
 
 
 def test_a_run_that_goes_on_counts_its_patience_from_before_it_was_stopped(faces, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What people keep is never lost, files from strangers do nothing, and the machine's settings do not matter."""
 
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -556,6 +557,16 @@ def test_a_backend_that_is_not_there_is_one_clear_line(run_script, tmp_path):
     (tmp_path / "keras.json").write_text(json.dumps({"backend": "none_here"}))
     process = run_script("get_data.py", "--data", "new", "--sources", "x", KERAS_HOME=str(tmp_path), KERAS_BACKEND="")
     assert_one_clear_line(process, "keras.json", "tensorflow")
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['tensorflow'] = None\n")
+    process = run_script("train.py", "--epochs", 1, PYTHONPATH=str(tmp_path), KERAS_BACKEND="")
+    assert_one_clear_line(process, "KERAS_BACKEND", "of Keras and its backends there are keras")
+    assert "tensorflow" not in process.stderr.split("there are")[1]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="JAX is not installed")
+def test_the_hack_says_which_backend_it_needs(run_script, tmp_path):
+    process = run_script("hack_the_cnn.py", "--output", tmp_path, KERAS_BACKEND="jax")
+    assert_one_clear_line(process, "jax", "KERAS_BACKEND=tensorflow")
 
 
 def test_channels_first_makes_no_difference(tmp_path):

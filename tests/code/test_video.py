@@ -92,6 +92,18 @@ def test_a_stream_that_stops_is_opened_again():
     assert seen[-1] < max(seen)  # it began anew
 
 
+def test_the_time_of_opening_follows_a_clock_that_is_set(monkeypatch):
+    with serve_mjpeg(numbered_frames(12), seconds_per_frame=0.02) as (url, _):
+        video = utils.Video(url)
+        stream, clock, before = iter(video), time.time, video.opened
+        next(stream)
+        assert video.opened == before
+        monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+        next(stream)
+        stream.close()
+    assert video.opened - before == pytest.approx(3600, abs=1)
+
+
 def test_a_stream_that_stays_away_is_reported():
     with serve_mjpeg(numbered_frames(12), seconds_per_frame=0.05) as (url, server):
         stream = iter(utils.Video(url, patience=1.0))
