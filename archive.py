@@ -148,8 +148,14 @@ class DataSet:
         if (folder / "failures.csv").is_file():
             with open(folder / "failures.csv", newline="", encoding="utf-8") as file:
                 self.failures = {row["video"]: row["reason"] for row in csv.DictReader(file)}
-        for part in (folder / "answers").glob("[!.]*.parquet"):
-            read_told(part)  # refuses another data set
+        parts = {
+            part: read_told(part) for part in (folder / "answers").glob("[!.]*.parquet")
+        }  # refuses another data set
+        for part, told in parts.items():
+            if told:
+                part.replace(part_path(folder, told["signature"]["video"]))  # a link on the way may lead elsewhere now
+            else:
+                part.unlink()  # nobody can read it
         for place in ("answers", "segments"):
             utils.remove_leftovers(folder / place)
         for path in paths:
@@ -202,8 +208,8 @@ class DataSet:
         video = told["signature"]["video"]
         self.lengths[video] = told["end"]
         before = self.failures.pop(video, "")
-        if told["broken"]:
-            self.failures[video] = " ".join(told["broken"].split())
+        if broken := told.get("broken"):  # parts of older versions do not tell
+            self.failures[video] = " ".join(broken.split())
         if self.failures.get(video, "") != before:
             self._write_failures()
 

@@ -703,7 +703,9 @@ def recall_precision(run, asked):
 
 def fingerprint(*parts):
     """Return what `start_run` keeps of the faces that a run sees: a number of all pairs (images, labels), in order."""
-    arrays = [np.ascontiguousarray(array, kind) for part in parts for array, kind in zip(part, "BL", strict=True)]
+    arrays = [
+        np.ascontiguousarray(array, kind) for part in parts for array, kind in zip(part, ("u1", "<i8"), strict=True)
+    ]
     return {"data": f"{functools.reduce(lambda crc, array: zlib.crc32(array, crc), arrays, 0):08x}"}
 
 
@@ -761,7 +763,7 @@ def start_run(run, arguments, again=False):
     Raises:
         InputError: it was started with others, or nobody knows with which.
     """
-    started = _started_with(run) or arguments
+    started = {"data": arguments.get("data")} | (_started_with(run) or arguments)  # older runs did not keep it
     changed = [name for name in arguments if started.get(name) != arguments[name]]
     if changed:
         raise utils.InputError(

@@ -53,12 +53,26 @@ def read_list(path):
 
 
 def videos_in(folder):
-    """Return the sorted paths of the recordings in a folder and in those below, but for hidden and deleted ones."""
-    found, seen = [], set()
+    """Return the sorted paths of the recordings in a folder and in those below, but for hidden and deleted ones.
+
+    Links to other folders are followed, after what is there itself, but none that leads up and so out of the folder.
+    """
+    found, seen, top = [], set(), os.path.join(os.path.realpath(folder), "")
     for place, folders, files in os.walk(folder, followlinks=True):
         is_new = os.path.realpath(place) not in seen  # else a link leads back
         seen.add(os.path.realpath(place))
-        folders[:] = [name for name in folders if is_new and name[0] != "." and name.lower() not in BINS]
+        targets = {name: os.path.realpath(os.path.join(place, name)) for name in folders}
+        folders[:] = sorted(
+            (
+                name
+                for name, target in targets.items()
+                if is_new
+                and name[0] != "."
+                and name.lower() not in BINS
+                and not top.startswith(os.path.join(target, ""))
+            ),
+            key=lambda name: (os.path.islink(os.path.join(place, name)), name),
+        )
         found += [Path(place, name) for name in files if is_new and name[0] != "."]
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 

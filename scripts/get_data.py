@@ -171,7 +171,7 @@ def extract(archive, folder):
 
 
 def keep_edited(target, new):
-    """Give a CSV file of FER2013 another name if it reads and has other rows than the new one: somebody's work."""
+    """Give a CSV file of FER2013 another name if it reads and is another one than the new one: somebody's work."""
     try:
         if target.suffix != ".csv" or not target.is_file() or filecmp.cmp(target, new, shallow=False):
             return
@@ -180,7 +180,7 @@ def keep_edited(target, new):
         return  # it is broken
     kept = next(name for i in itertools.count(1) if not (name := target.with_name(f"{target.name}.old{i}")).exists())
     target.replace(kept)
-    print(f"note: {utils.show_path(target)} had other rows; it is kept as {kept.name}", file=sys.stderr)
+    print(f"note: {utils.show_path(target)} was another file; it is kept as {kept.name}", file=sys.stderr)
 
 
 def add_archive(archive, name, folder):

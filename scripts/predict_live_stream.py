@@ -189,8 +189,8 @@ def run(video, every, rate, smoothing, all_faces, show, record, log, net):
         window = stack.enter_context(closing(Window(video.is_live))) if show else None
         table = stack.enter_context(closing(AnswerLog(log))) if log else None
         target = stack.enter_context(utils.replacing(record)) if record else None
-        # A rate of many digits, as 119.8765, is more than .mp4 can say.
-        recorder = stack.enter_context(closing(Recorder(target, round(video.fps, 2)))) if record else None
+        fps = round(video.fps, 3 if video.fps < 65 else 2)  # what MPEG-4 counts in is no finer than 1/65535 s
+        recorder = stack.enter_context(closing(Recorder(target, fps))) if record else None
         utils.tell_of_haar()
         try:
             for seconds, frame, faces in utils.analyse(video, detector, net, smoothing, rate):

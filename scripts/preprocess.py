@@ -84,7 +84,7 @@ def choose_seconds(times, end):
 
 def older_images(folder):
     """Return the paths of the images in a folder that a set would replace."""
-    return [path for i in range(SECONDS + 1) if (path := folder / f"image{i}.png").is_file()]
+    return [path for i in range(SECONDS + 1) if (path := folder / f"image{i}.png").exists()]
 
 
 def write_images(crops, folder):

@@ -1,5 +1,7 @@
 """A recording that is read from a time on, or in segments, has the frames and the rows that it has at one go."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pandas as pd
@@ -127,8 +129,10 @@ def test_that_a_recording_breaks_off_is_known_from_its_part_alone(noise, tmp_pat
     told = read_failures(tmp_path / "out")
     assert "breaks off" in told[str(video)]
     (tmp_path / "out" / "failures.csv").unlink()
+    (tmp_path / "out" / "answers" / "other-0.parquet").write_bytes(b"")  # of a recording that is not asked for
     _, segments = annotate_all([video], tmp_path / "out")
     assert segments == 0 and read_failures(tmp_path / "out") == told
+    assert len(pd.read_parquet(tmp_path / "out" / "answers")) == 0  # noise shows no face, and every part can be read
 
 
 def test_a_recording_has_one_part_however_its_path_is_spelled(noise, tmp_path):
@@ -137,6 +141,11 @@ def test_a_recording_has_one_part_however_its_path_is_spelled(noise, tmp_path):
     for place in ("here", "link"):
         annotate_all([tmp_path / place / "video.mp4"], tmp_path / "out")
     assert len(list((tmp_path / "out" / "answers").iterdir())) == 1
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    _, segments = annotate_all([tmp_path / "link" / "video.mp4"], tmp_path / "out")
+    assert segments == 0 and len(list((tmp_path / "out" / "answers").iterdir())) == 1
 
 
 def test_an_empty_part_as_a_power_cut_leaves_it_is_made_anew(noise, tmp_path):
@@ -157,7 +166,10 @@ def test_a_folder_stands_for_the_recordings_that_a_person_sees_in_it(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (folder / "disk").symlink_to(tmp_path / "disk")
+    (folder / "a link").symlink_to(folder / "film.mkv")
     (folder / "back").symlink_to(folder)
+    (tmp_path / "outside.mp4").touch()
+    (folder / "up").symlink_to(tmp_path)
     found = load_script("annotate_videos").find_videos([str(folder)])
     assert sorted(str(path.relative_to(folder)) for path in found) == sorted(seen)
 

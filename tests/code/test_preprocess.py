@@ -131,6 +131,9 @@ def test_pictures_of_the_user_that_have_such_names_are_kept(run_script, write_vi
     assert_one_clear_line(run_script(SCRIPT, "--source", video, "--output", tmp_path), "image20.png", "--output")
     assert picture.read_bytes() == before
     assert not (tmp_path / "image0.png").exists()
+    picture.unlink()
+    picture.mkdir()
+    assert_one_clear_line(run_script(SCRIPT, "--source", video, "--output", tmp_path), "cannot write", "image20.png")
 
 
 def test_what_is_no_video_is_one_clear_line(run_script, tmp_path, write_video):

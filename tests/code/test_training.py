@@ -1,5 +1,6 @@
 """What 03 and 04 share: recipes, batches, a run that goes on, calibration and scores."""
 
+import zlib
 from dataclasses import replace
 
 import keras
@@ -127,8 +128,12 @@ def test_the_same_seed_trains_the_same_and_early_stopping_counts_from_the_log(fa
         training.start_run(tmp_path / "first", {"seed": 4})
     training.start_run(tmp_path / "third", training.fingerprint(faces))
     training.start_run(tmp_path / "third", training.fingerprint(faces))
+    training.start_run(tmp_path / "first", {"seed": 3} | training.fingerprint(faces))  # it did not keep which before
     with pytest.raises(utils.InputError, match="another data"):  # the same faces in another order
         training.start_run(tmp_path / "third", training.fingerprint([part[::-1] for part in faces]))
+    others = np.ones((2, 2, 2), np.uint8), np.array([3, 5], np.int32)
+    assert training.fingerprint(others) == training.fingerprint((others[0], others[1].astype(np.int64)))
+    assert training.fingerprint(others) == {"data": f"{zlib.crc32(bytes([1] * 8 + [3] + [0] * 7 + [5] + [0] * 7)):08x}"}
 
 
 def test_a_run_that_goes_on_counts_its_patience_from_before_it_was_stopped(faces, tmp_path, monkeypatch):
