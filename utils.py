@@ -1649,7 +1649,7 @@ def read_emotions(image, detector=None, net=None):
     return list(zip(faces, net.predict(crops), strict=True))
 
 
-UNSURE = 0.3  # probability below which no emotion is named: the network expects seven of ten such answers to be wrong
+UNSURE = 0.3  # probability below which no emotion is named: such an answer expects to be wrong in over 7 of 10 cases
 
 
 def name_emotion(probabilities):
