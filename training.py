@@ -426,6 +426,7 @@ class FaceBatches(keras.utils.PyDataset):
         self.batch_size = min(batch_size, len(images) - len(images) % device_count())
         self.own = np.arange(self.batch_size)[own_rows(self.batch_size)]  # here, since threads know no distribution
         self.labels = keras.utils.to_categorical(labels, len(utils.EMOTIONS)).astype(np.float32)
+        self.network = None
         self.start_epoch(0)
 
     def start_epoch(self, epoch):
@@ -435,9 +436,9 @@ class FaceBatches(keras.utils.PyDataset):
 
     def adapt(self, model, weights):
         """Move the targets towards what a model with these weights says of the faces and of their mirror images."""
-        network = keras.models.clone_model(model)
-        network.set_weights(weights)
-        said = (predict(network, self.images) + predict(network, self.images[:, :, ::-1])) / 2
+        self.network = self.network or keras.models.clone_model(model)  # one, so that it is compiled once
+        self.network.set_weights(weights)
+        said = (predict(self.network, self.images) + predict(self.network, self.images[:, :, ::-1])) / 2
         self.labels = (1 - self.recipe.adapted) * self.labels + self.recipe.adapted * said
 
     def __len__(self):
