@@ -81,7 +81,7 @@ SHORT = {
         "cp -r utils.py training.py scripts data/cache/train.npz ../emotions/",
         "",
     ),
-    "KERAS_BACKEND=jax python scripts/train.py --data . --run runs/adapted": (
+    "KERAS_BACKEND=jax python scripts/train.py --data . --run runs/deep": (
         f"cd ../emotions && KERAS_BACKEND=tensorflow python scripts/train.py {TRAIN} --data . --run runs/plain",
         "",
     ),

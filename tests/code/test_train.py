@@ -63,12 +63,12 @@ def test_one_command_makes_the_model_from_train_csv_and_nothing_else(bare_projec
     names = {path.relative_to(results).as_posix() for path in results.rglob("*") if path.is_file()}
     assert names == {
         "my_own_model.pkl", "my_own_model.tflite", "my_own_model.json", "my_own_model_architecture.txt",
-        "iterations.csv", "logs/adapted.csv", "SHA256SUMS",
+        "iterations.csv", "logs/deep.csv", "SHA256SUMS",
     }  # fmt: skip
-    assert pd.read_csv(results / "logs" / "adapted.csv")["side"].tolist() == [32, 32, 48]
+    assert pd.read_csv(results / "logs" / "deep.csv")["side"].tolist() == [32, 48, 48]
     report = json.loads((results / "my_own_model.json").read_text())
-    row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["adapted"]
-    assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "pooled"
+    row = pd.read_csv(results / "iterations.csv").set_index("iteration").loc["deep"]
+    assert row["validation_accuracy"] == report["validation_accuracy"] and row["architecture"] == "deep"
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48)).astype(np.uint8)
     expected = utils.load_model(results / "my_own_model.pkl").predict(faces[..., None] * 1.0, verbose=0)
     assert utils.EmotionNet(results / "my_own_model.tflite").predict(faces) == pytest.approx(expected, abs=1e-5)
@@ -106,7 +106,7 @@ def test_a_recorded_run_is_trained_again_only_if_asked(train, tmp_path):
 
 def test_a_run_that_is_killed_goes_on_to_the_same_result(train, run_script, bare_project, tmp_path):
     """The second epoch is killed while its state is written. Log and best weights end as those of a whole run."""
-    arguments = ["--iteration", "adapted", "--epochs", 3]  # targets change after the second
+    arguments = ["--iteration", "deep", "--epochs", 3]  # targets change after the second
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('KILLED'):\n"
@@ -124,7 +124,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_result(train, run_script, bare
     assert len(pd.read_csv(tmp_path / "killed" / "log.csv")) == 1
     (tmp_path / "killed" / "state0.npz").write_bytes(b"half")  # as where a file is not renamed whole
     assert train(*arguments, run="killed").returncode == 0
-    runs = bare_project[0] / "runs" / "adapted", tmp_path / "killed"
+    runs = bare_project[0] / "runs" / "deep", tmp_path / "killed"
     whole, resumed = (pd.read_csv(run / "log.csv") for run in runs)
     assert resumed["epoch"].tolist() == [1, 2, 3]
     for name in ("loss", "val_loss", "learning_rate"):
@@ -151,7 +151,7 @@ def test_every_iteration_is_another_recipe_and_the_one_that_ships_is_among_them(
 
 def test_learning_curves_show_both_losses_and_what_is_kept(train_module):
     log = {"epoch": [1.0, 2.0, 3.0]} | dict.fromkeys(("loss", "accuracy", "val_loss", "val_accuracy"), [1.0, 0.8, 0.9])
-    figure = train_module.plot_run(log, {"best_epoch": 2}, train_module.recipe_of("adapted", 3))
+    figure = train_module.plot_run(log, {"best_epoch": 2}, train_module.recipe_of("deep", 3))
     drawn = {line.get_label() for line in figure.axes[0].lines}
     assert {"validation faces", "training faces, as they were changed", "the weights that are kept"} <= drawn
 
