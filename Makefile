@@ -98,7 +98,7 @@ bench: setup data/models/tried ## speed and memory of the live stream, on one co
 times: setup .venv/archive data/models/tried ## what each command takes, into results/times.json and the README (ten minutes)
 	@$(PY) tools/times.py
 
-compare: setup data/models/tried ## this project beside fer and deepface, which are installed for it (4 GB; 10 minutes)
+compare: setup data/models/tried ## this project beside fer and deepface, each installed for it (8 GB; 15 minutes)
 	@$(PY) tools/compare.py $(ARGS)
 
 soak: setup data/models/tried ## does the live stream run for hours: memory, threads, a camera that goes (10 minutes)

@@ -1,6 +1,6 @@
 """Measure this project beside others that read emotions from faces, on the same frames and one core: `make compare`.
 
-Each of the others is installed into an environment of its own, once. Every project runs in a process of its own, and
+Each project is installed into an environment of its own, once. Every project runs in a process of its own, and
 they take turns at each set of frames, so that other work on the machine slows all alike. The time of a frame is
 processor time. One that cannot be installed, or stops, is told. Writes results/compare.json, compare.png and the
 README's table. It runs on Linux; the first run needs the network, and the accuracy FER2013's test set.
@@ -9,6 +9,7 @@ README's table. It runs on Linux; the first run needs the network, and the accur
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -91,21 +92,23 @@ class Worker:
         self._process.communicate()
 
 
-def install(peer, folder):
-    """Return the Python of an environment that has a peer; it is made in `folder` unless it is there.
+def install(project, folder):
+    """Return the Python of an environment that has a project, or what ours needs; made in `folder` unless it is there.
 
     Raises:
         Stopped: pip failed.
     """
-    python, ready = folder / peer / "bin" / "python", folder / peer / "ready"
-    if not ready.is_file() or ready.read_text().split() != [*PEERS[peer]]:
-        print(f"installing {peer} into {folder / peer} ...", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", folder / peer], check=True)
-        command = [python, "-m", "pip", "install", "--no-cache-dir", *PEERS[peer]]
+    place = folder / project.replace(" ", "-")
+    python, ready = place / "bin" / "python", place / "ready"
+    needs = PEERS.get(project) or re.findall(r"^[^#\s]+", (ROOT / "requirements.txt").read_text(), re.M)
+    if not ready.is_file() or ready.read_text().split() != [*needs]:
+        print(f"installing {project} into {place} ...", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", place], check=True)
+        command = [python, "-m", "pip", "install", "--no-cache-dir", *needs]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             raise Stopped(last_line(process.stderr))
-        ready.write_text("\n".join(PEERS[peer]))
+        ready.write_text("\n".join(needs))
     return python
 
 
@@ -248,12 +251,12 @@ def main(environments, starts, rounds):
     if not Path("/proc/self/status").is_file():
         raise utils.InputError("memory is read from /proc: this comparison needs Linux")
     environments = Path(environments).resolve()
-    pythons, stopped = {OURS: sys.executable}, {}
-    for peer in PEERS:
+    pythons, stopped = {}, {}
+    for project in (OURS, *PEERS):
         try:
-            pythons[peer] = install(peer, environments)
+            pythons[project] = install(project, environments)
         except Stopped as error:
-            stopped[peer] = str(error)
+            stopped[project] = str(error)
     check_peers(pythons, stopped)
     pin_to_one_core()
     with tempfile.TemporaryDirectory() as folder:
@@ -265,14 +268,15 @@ def main(environments, starts, rounds):
             for name, array in zip(("test", "labels"), utils.load_fer2013("test"), strict=True):
                 np.save(folder / f"{name}.npy", array)
         figures, more = measure(pythons, folder, starts, rounds)
-    if OURS in more:
-        raise utils.InputError(f"{OURS} cannot be measured: {more[OURS]}")
+    stopped |= more
+    if OURS in stopped:
+        raise utils.InputError(f"{OURS} cannot be measured: {stopped[OURS]}")
     for project in figures:
-        prefix = sys.prefix if project == OURS else environments / project
-        files = (path for path in Path(prefix).resolve().rglob("*") if path.is_file() and not path.is_symlink())
+        place = Path(pythons[project]).parents[1]
+        files = (path for path in place.rglob("*") if path.is_file() and not path.is_symlink())
         figures[project]["installed"] = [sum(path.stat().st_size for path in files) / 1e6]
-    check_peers(figures, stopped | more)
-    result = summarise(figures, stopped | more)
+    check_peers(figures, stopped)
+    result = summarise(figures, stopped)
     utils.save_fig(draw(result["ratios"]), utils.RESULTS / "compare.png")
     readme = utils.ROOT / "README.md"
     for path, text in {
@@ -286,7 +290,7 @@ def main(environments, starts, rounds):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--environments", default=str(ROOT / "runs" / "compare"), help="folder of the other projects")
+    parser.add_argument("--environments", default=str(ROOT / "runs" / "compare"), help="their folder")
     parser.add_argument("--starts", type=int, default=5, help="of each project (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each set of frames (default: %(default)s)")
     utils.run_script(main, parser.parse_args)

@@ -40,7 +40,7 @@ SHORT = {
     "make": ("make", r"(?s)live .*test .*report "),
     "make bench": ("make --dry-run bench", r"tests/benchmark\.py --output results/benchmark\.json"),  # takes minutes
     "make times": ("make --dry-run times", r"tools/times\.py"),  # takes minutes
-    "make compare": ("make --dry-run compare", r"tools/compare\.py"),  # installs 4 GB
+    "make compare": ("make --dry-run compare", r"tools/compare\.py"),  # installs 8 GB
     "make soak": ("make --dry-run soak", r"tests/soak\.py --output results/soak\.json"),  # takes minutes
     "make predict": ("make predict", r"Accuracy on test set: \d+%"),
     "make preprocess": ("make preprocess", "21 images of 48x48 pixels"),
