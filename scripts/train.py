@@ -61,7 +61,7 @@ def vgg_features(x):
 
 
 def deep_features(x):
-    """The same, with a fifth stage, which sees maps of 3x3 pixels and takes little time."""
+    """Five stages. The last one sees maps of 3x3 pixels and takes little time."""
     return pooled_features(x, ((32, 2), (64, 2), (128, 3), (256, 3), (352, 2)))
 
 
@@ -134,7 +134,7 @@ QUESTIONS = {
     "smoothed": "Many labels are doubtful. Does it help to smooth them?",
     "pooled": "How far does a wider network go with all of this, and with time?",
     "adapted": "Does it help to correct doubtful labels while the network learns?",
-    "deep": "Do a fifth stage, and whole faces from earlier on, help?",
+    "deep": "Do a fifth stage, whole faces from earlier on, and fewer poor cameras help?",
 }
 
 
@@ -179,10 +179,10 @@ WHY = """\
 - The head averages over the map and has one weight per feature and emotion, with dropout before it: little in it could
   overfit. It is a 1x1 convolution, which OpenCV reads as Keras wrote it.
 - Two people often disagree about a face of FER2013. Late in the run the labels move a part of the way towards what the
-  averaged weights say (Huang et al. 2020, arXiv:2002.10319), and the network does not learn wrong ones by heart.
+  averaged weights say (Huang et al. 2020, arXiv:2002.10319), so that fewer wrong ones are learnt by heart.
 - No layer is there that OpenCV's dnn cannot run exactly: the live stream starts without TensorFlow.
-- The logits are divided by a temperature that was found on the validation faces, so that 73 % means right in about 73
-  of 100 cases."""
+- The logits are divided by a temperature that was found on the validation faces, so that a probability comes nearer to
+  the share of faces that are right."""
 
 
 def save_results(folder, run, model, row, log):
