@@ -69,6 +69,7 @@ def start(small_fer2013, tmp_path_factory):
 
     def start(run, environment, *arguments, batch_size=12):
         fixed = ["--iteration", "plain", "--limit", 70, "--batch-size", batch_size, "--data", small_fer2013]
+        fixed += ["--precision", "float32"]  # what is fast here is measured, and may differ from run to run
         folders = ["--output", folder / "model", "--run", folder / run]
         command = [sys.executable, folder / "driver.py", *map(str, [*fixed, *arguments, *folders])]
         environment = os.environ | {"KERAS_BACKEND": "jax"} | environment
