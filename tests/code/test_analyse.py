@@ -45,15 +45,17 @@ def test_ten_frames_a_second_coarse_to_fine_say_what_every_frame_at_full_size_sa
     simple = answers(analyse_every_frame(utils.Video(path), detector, net))
     ours = answers(utils.analyse(utils.Video(path, rate=10.0), detector, net))
     assert agree(simple, ours, near=0.1) >= 19  # a face between two emotions tips at a hair
-    off, same_ids = [], 0
+    off, apart, same_ids = [], [], 0
     for reference, faces in zip(simple, ours, strict=True):
-        reference, faces = ({number: face for number, face, _ in some} for some in (reference, faces))
+        reference, faces = ({number: (face, p) for number, face, p in some} for some in (reference, faces))
         same_ids += reference.keys() == faces.keys()
         for number in reference.keys() & faces.keys():
-            a, b = reference[number], faces[number]
+            (a, p), (b, q) = reference[number], faces[number]
             off.append(max(abs(a.x - b.x), abs(a.y - b.y)) / a.side)
+            apart.append(np.abs(p - q).max())
     assert same_ids >= 19
     assert np.quantile(off, 0.95) < 0.05  # the rest are faces that are cut by the edge while they come in or leave
+    assert np.median(apart) < 0.05 and max(apart) < 0.2  # of the seven probabilities of a face
 
 
 @needs_yunet
